@@ -1,0 +1,56 @@
+"""What a batch wants of the world, as values: the pure core returns them, the host carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laxity.schemas.records import Dispatch, Journal, Link, TaskEvent, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A Kafka record as it was read. Bytes are as on the wire; nothing is decoded."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A row of a changelogged table. `value` is the row's Avro without framing; None deletes."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A record to write. `topic` has no prefix (`dispatch.default`); `partition` None: by key, murmur2.
+
+    A `value` of bytes is written untouched (dead letters); a record object is encoded with its pinned schema id.
+    """
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: Dispatch | Link | TaskEvent | Usage | Journal | bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """One batch's effects. The host commits `state`, `keys`, `outputs` and the input offsets in one transaction, then writes
+    `state`, `keys` and `local` to the stores in one write each, then calls the core's `applied()`."""
+
+    batch: int
+    state: Sequence[Change]
+    keys: Sequence[Change]
+    local: Sequence[tuple[bytes, bytes | None]]
+    outputs: Sequence[Output]
