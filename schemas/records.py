@@ -129,6 +129,7 @@ class Link:
     kind: str
     from_shard: int
     original: Original | None = None
+    reread: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

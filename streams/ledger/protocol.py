@@ -108,8 +108,11 @@ class Live:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled:
-    """Outcome of a takeover or of a ledger's loss: `lapsed` are active ids that the ledger lacked in the epoch the state last saw (they count as
-    reaped); in a new epoch they were entered again. Every other reservation of the shard was dropped."""
+    """Outcome of a takeover or of a ledger's loss.
+
+    `lapsed` are active ids that the ledger lacked in the epoch the state last saw (they count as reaped); in a new epoch they
+    were entered again. Every other reservation of the shard was dropped.
+    """
 
     status: str  # ok | fenced
     epoch: str
