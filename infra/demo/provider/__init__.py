@@ -1,0 +1,1 @@
+"""A stand-in for an LLM provider: OpenAI's chat completions, limits, failures, and a ledger of effects."""
