@@ -1,0 +1,32 @@
+"""Settings of the local stack, from the environment; flags of the command line come on top."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "laxity"
+
+
+class StackSettings(BaseSettings):
+    """Where data and downloads live, and which existing services to use instead of our own."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAXITY_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    data_dir: Path = Path(".laxity")
+    cache_dir: Path = Field(default_factory=_default_cache_dir)
+    kafka: str = ""  # bootstrap servers of an existing Kafka
+    registry_url: str = ""  # full base URL of an existing registry, with its path
+    redis_url: str = ""
+    provider_url: str = ""
+    config: str = ""  # path of laxity.toml, passed on to our processes
+    prefix: str = "laxity."
+    maven_url: str = MAVEN_CENTRAL  # a mirror with the same layout

@@ -1,0 +1,29 @@
+"""The document of `laxity status --json`."""
+
+from typing import Any
+
+from laxity.infra.local.data_dir import DataDir, read_record
+from laxity.infra.local.endpoints import supervisor_of
+
+
+def describe(data: DataDir) -> dict[str, Any]:
+    """What runs in the data directory, from the supervisor's record. `running` is false if it is gone."""
+    record = read_record(data)
+    if record is None or supervisor_of(record) is None:
+        nowhere = dict.fromkeys(("kafka", "registry", "redis", "provider"))
+        return {
+            "data_dir": str(data.root),
+            "running": False,
+            "ready": False,
+            "endpoints": nowhere,
+            "processes": [],
+            "provider_ledger": None,
+        }
+    return {
+        "data_dir": str(data.root),
+        "running": True,
+        "ready": record["ready"],
+        "endpoints": {name: address or None for name, address in record["endpoints"].items()},
+        "processes": [{key: row[key] for key in row if key != "id"} for row in record["processes"]],
+        "provider_ledger": record["provider_ledger"],
+    }

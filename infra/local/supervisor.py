@@ -1,0 +1,194 @@
+"""The supervisor: starts a plan's processes in order, keeps them running, records them, ends them."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from laxity.infra.local import control
+from laxity.infra.local.child import Child, Hooks, State
+from laxity.infra.local.data_dir import RECORD_FORMAT, held, write_private
+from laxity.infra.local.endpoints import Endpoints
+from laxity.infra.local.errors import StackError
+from laxity.infra.local.leash import line_for
+from laxity.infra.local.pids import ProcessId, identify
+from laxity.infra.local.plan import StackPlan
+from laxity.infra.local.ports import settle_ports
+from laxity.infra.local.processes import process_table, provider_ledger, stack_endpoints
+from laxity.infra.local.provisioning import provision
+from laxity.infra.local.software import Software
+from laxity.infra.local.survivors import end_survivors
+from laxity.schemas.timing import Clock, SystemClock
+
+READY_TIMEOUT_MS = 90_000  # of one process, on a machine that is busy with other things
+DEATHS_MAX = 3  # during the start: what dies three times in a row is misconfigured
+STAGES = (("kafka", "registry", "redis"), ("provider",), ("scheduler",), ("runner",))
+
+Report = Callable[[str], None]  # hears a line about each process that gets ready
+OnReady = Callable[[Endpoints], None]  # hears, once, that all are
+
+
+class Leash:
+    """The supervisor's end of the pipe to the leash process."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "laxity.infra.local.leash"]
+        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def tell(self, sign: str, process: ProcessId) -> None:
+        """Report a birth (+) or a death (-)."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(line_for(sign, process))
+        self._popen.stdin.flush()
+
+    def let_go(self) -> None:
+        """Close the pipe; the leash ends whoever is left, then itself."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+        self._popen.wait()
+
+
+class Supervisor:
+    """One run of one plan."""
+
+    def __init__(
+        self,
+        plan: StackPlan,
+        ports: Mapping[str, int],
+        software: Software,
+        *,
+        report: Report,
+        on_ready: OnReady,
+    ) -> None:
+        self._plan = plan
+        self._report = report
+        self._on_ready = on_ready
+        self._clock: Clock = SystemClock()
+        self._endpoints = stack_endpoints(plan, ports)
+        self._specs = process_table(plan, ports, software)
+        self._secret = secrets.token_urlsafe(24)
+        self._control_port = 0
+        self._ready = False
+        self._leash: Leash
+        self._children: list[Child] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start all, stay until `stop`, end all. StackError if something does not get ready."""
+        self._leash = Leash()
+        hooks = Hooks(born=self._born, dead=self._dead, changed=self._record)
+        self._children = [Child(spec, hooks, self._clock) for spec in self._specs]
+        server, self._control_port = await control.serve(self._secret, self._command)
+        try:
+            await self._until_ready_or(stop)
+            await stop.wait()
+        finally:
+            server.close()
+            await self._end()
+
+    async def _until_ready_or(self, stop: asyncio.Event) -> None:
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if starting.done():
+            starting.result()
+        else:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+    async def _start(self) -> None:
+        self._record()
+        for stage in STAGES:
+            children = [child for child in self._children if child.spec.role in stage]
+            for child in children:
+                child.start()
+            async with asyncio.TaskGroup() as group:
+                for child in children:
+                    group.create_task(self._one_ready(child))
+            if "kafka" in stage:
+                await provision(self._plan, self._endpoints)
+        self._ready = True
+        self._record()
+        self._on_ready(self._endpoints)
+
+    async def _one_ready(self, child: Child) -> None:
+        await child.until_ready(timeout_ms=READY_TIMEOUT_MS, deaths_max=DEATHS_MAX)
+        self._report(f"{child.spec.name} ready at {child.spec.address}")
+
+    async def _end(self) -> None:
+        self._ready = False
+        for stage in reversed(STAGES):
+            await asyncio.gather(*(child.stop() for child in self._children if child.spec.role in stage))
+        await asyncio.to_thread(self._leash.let_go)
+        self._plan.data.record_file.unlink(missing_ok=True)
+
+    async def _command(self, command: str, role: str) -> list[str]:
+        """`stop` or `start` by role or name."""
+        chosen = [child for child in self._children if role in {child.spec.role, child.spec.name}]
+        if not chosen or command not in {"stop", "start"}:
+            known = sorted({word for child in self._children for word in (child.spec.role, child.spec.name)})
+            raise StackError(f"no {role!r} to {command}", f"this stack has {', '.join(known)}")
+        if command == "stop":
+            await asyncio.gather(*(child.stop() for child in chosen))
+        else:
+            for child in chosen:
+                child.start()
+            waits = (child.until_ready(timeout_ms=READY_TIMEOUT_MS, deaths_max=DEATHS_MAX) for child in chosen)
+            await asyncio.gather(*waits)
+        return [child.spec.name for child in chosen]
+
+    def _born(self, process: ProcessId) -> None:
+        self._record()
+        self._leash.tell("+", process)
+
+    def _dead(self, process: ProcessId) -> None:
+        self._leash.tell("-", process)
+
+    def _record(self) -> None:
+        supervisor = identify(os.getpid())
+        assert supervisor is not None
+        record = {
+            "format": RECORD_FORMAT,
+            "supervisor": asdict(supervisor),
+            "control": {"port": self._control_port, "secret": self._secret},
+            "ready": self._ready and all(child.state is State.READY for child in self._children),
+            "endpoints": asdict(self._endpoints),
+            "processes": [child.describe() for child in self._children],
+            "provider_ledger": str(provider_ledger(self._plan)) if "provider" in self._plan.roles else None,
+        }
+        write_private(self._plan.data.record_file, json.dumps(record, indent=1) + "\n")
+
+
+def supervise(
+    plan: StackPlan,
+    software: Software,
+    *,
+    chosen_ports: Mapping[str, int],
+    report: Report = lambda _: None,
+    on_ready: OnReady = lambda _: None,
+) -> None:
+    """Run the plan until SIGINT or SIGTERM, holding the data directory's lock. Blocks."""
+    with held(plan.data) as free:
+        if not free:
+            raise StackError(f"{plan.data.root} is in use", "a supervisor runs there", "laxity status, or laxity down")
+        end_survivors(plan.data)
+        ports = settle_ports(plan.data.ports_file, plan.port_names(), chosen_ports)
+        supervisor = Supervisor(plan, ports, software, report=report, on_ready=on_ready)
+        asyncio.run(_until_signal(supervisor))
+
+
+async def _until_signal(supervisor: Supervisor) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await supervisor.run(stop)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
