@@ -103,11 +103,10 @@ def parse_call(headers: Mapping[str, str], raw: bytes) -> Call:
     for name in ("idempotency-key", "x-laxity-tenant", "x-laxity-task"):
         if len(headers.get(name, "")) > HEADER_CHARS_MAX:
             raise InvalidCallError(f"header {name} is longer than {HEADER_CHARS_MAX} characters")
-    values = _json(raw)
+    values, body = _json(raw)
     request = _request(values)
     if request.stream:
         raise InvalidCallError("stream is true; this server answers in one piece", param="stream")
-    body = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     most = request.max_completion_tokens or request.max_tokens or MAX_TOKENS_DEFAULT
     origin = parse_origin(headers)
     wanted = _count(headers, "x-laxity-generate")
@@ -121,14 +120,16 @@ def parse_call(headers: Mapping[str, str], raw: bytes) -> Call:
     )
 
 
-def _json(raw: bytes) -> dict[str, Any]:
+def _json(raw: bytes) -> tuple[dict[str, Any], str]:
+    """The object and its fingerprint, which does not depend on spaces or the order of fields."""
     try:
         values = json.loads(raw)
+        fingerprint = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     except (ValueError, RecursionError) as error:
         raise InvalidCallError(f"the body is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InvalidCallError("the body is not a JSON object")
-    return values
+    return values, fingerprint
 
 
 def _request(values: dict[str, Any]) -> _ChatRequest:
