@@ -386,6 +386,7 @@ class ShardRow:
     usage_seq: int
     ledger_epoch: str
     marks: Sequence[Mark] = ()
+    waiting: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
