@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-UV_VENV := $(VENV)-lock
+UV_VENV := $(VENV)/uv
 UV := $(UV_VENV)/bin/uv
 ARGS ?=
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
@@ -72,5 +72,5 @@ build: $(STAMP) ## sdist and wheel in dist/
 	$(BIN)/python -m build
 
 clean: ## remove the environment and all caches; data in .laxity stay
-	rm -rf $(VENV) $(UV_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,9 @@ class ExitCode(IntEnum):
 class CommandError(Exception):
     """Ends a command with one line on stderr: what, why, what to type next. No traceback."""
 
-    def __init__(self, what: str, why: str = "", next_step: str = "", code: ExitCode = ExitCode.FAILED) -> None:
+    def __init__(
+        self, what: str, why: str = "", next_step: str = "", code: ExitCode = ExitCode.FAILED
+    ) -> None:
         super().__init__(what, why, next_step)
         self.what = what
         self.why = why
@@ -78,5 +80,3 @@ def errors_on_one_line() -> Iterator[None]:
         fail(CommandError(error.what, error.why, error.next_step, code))
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
-
-

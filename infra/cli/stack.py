@@ -10,7 +10,8 @@ from laxity.infra.cli.output import CommandError, ExitCode, note, print_json, pr
 app = typer.Typer()
 
 DataDirOption = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where data, logs and ports are kept. [LAXITY_DATA_DIR, ./.laxity]")
+    Path | None,
+    typer.Option("--data-dir", help="Where data, logs and ports are kept. [LAXITY_DATA_DIR, ./.laxity]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -30,6 +31,7 @@ def _data(data_dir: Path | None) -> Any:
 
 @app.command()
 def up(
+    *,
     data_dir: DataDirOption = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
     only: Annotated[str, typer.Option(help="Roles to start, for example kafka,registry,redis.")] = "",
@@ -56,7 +58,13 @@ def up(
         raise CommandError(f"a stack already runs in {plan.data.root}", "", "laxity status, or laxity down")
     from laxity.infra.local.supervisor import supervise  # noqa: PLC0415
 
-    supervise(plan, prepare(plan), chosen_ports=chosen, report=note, on_ready=lambda _: note("ready; Ctrl-C ends it"))
+    supervise(
+        plan,
+        prepare(plan),
+        chosen_ports=chosen,
+        report=note,
+        on_ready=lambda _: note("ready; Ctrl-C ends it"),
+    )
 
 
 @app.command()
@@ -95,7 +103,8 @@ def _print_status(found: dict[str, Any]) -> None:
 
 @app.command()
 def stop(
-    role: Annotated[str, typer.Argument(help="A role or the name of one process.")], data_dir: DataDirOption = None
+    role: Annotated[str, typer.Argument(help="A role or the name of one process.")],
+    data_dir: DataDirOption = None,
 ) -> None:
     """Stop one role (or process) of the running stack; it stays stopped until `start`."""
     from laxity.infra.local.control import ask  # noqa: PLC0415
@@ -105,7 +114,8 @@ def stop(
 
 @app.command()
 def start(
-    role: Annotated[str, typer.Argument(help="A role or the name of one process.")], data_dir: DataDirOption = None
+    role: Annotated[str, typer.Argument(help="A role or the name of one process.")],
+    data_dir: DataDirOption = None,
 ) -> None:
     """Start a stopped role (or process) of the running stack; returns when it is ready."""
     from laxity.infra.local.control import ask  # noqa: PLC0415

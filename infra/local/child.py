@@ -1,7 +1,6 @@
 """One supervised process: started, probed until ready, restarted when it dies, ended on request."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -114,7 +113,11 @@ class Child:
 
     def _not_ready(self, timeout_ms: int) -> StackError:
         died = self.state is State.RESTARTING or self.restarts
-        why = f"it ended: {tail(self.spec.log)}" if died else f"not within {timeout_ms // 1000} s: {self.last_reason}"
+        why = (
+            f"it ended: {tail(self.spec.log)}"
+            if died
+            else f"not within {timeout_ms // 1000} s: {self.last_reason}"
+        )
         return StackError(f"{self.spec.name} does not get ready", why, f"see {self.spec.log}")
 
     def _set(self, state: State) -> None:
@@ -206,4 +209,4 @@ class Child:
 def _put_aside(log: Path) -> None:
     """Keep one earlier generation of a log that has grown long."""
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
-        os.replace(log, log.with_suffix(".log.1"))
+        log.replace(log.with_suffix(".log.1"))

@@ -83,7 +83,9 @@ def _fetch_one(
         if is_intact(partial, artifact):
             partial.replace(path)
             return
-        reason = f"{partial.stat().st_size} bytes do not have the locked SHA-256 (expected {artifact.size} bytes)"
+        reason = (
+            f"{partial.stat().st_size} bytes do not have the locked SHA-256 (expected {artifact.size} bytes)"
+        )
         on_bytes(-partial.stat().st_size)
     partial.unlink(missing_ok=True)
     raise StackError(
@@ -94,7 +96,10 @@ def _fetch_one(
 
 
 def fetch(
-    cache_dir: Path, base_url: str, artifacts: Sequence[Artifact], on_bytes: Callable[[int], None] = lambda _: None
+    cache_dir: Path,
+    base_url: str,
+    artifacts: Sequence[Artifact],
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> list[Path]:
     """Make every artifact present and verified; returns their paths in the order given.
 
@@ -102,7 +107,10 @@ def fetch(
     """
     with cache_lock(cache_dir):
         wanted = missing(cache_dir, artifacts)
-        with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client, ThreadPoolExecutor(THREADS) as threads:
+        with (
+            httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client,
+            ThreadPoolExecutor(THREADS) as threads,
+        ):
             jobs = [
                 threads.submit(_fetch_one, client, base_url, cached_path(cache_dir, each), each, on_bytes)
                 for each in sorted(wanted, key=lambda each: -each.size)

@@ -31,7 +31,10 @@ def running_roles(data: DataDir) -> frozenset[str] | None:
 
 
 def start_detached(
-    plan: StackPlan, *, chosen_ports: Mapping[str, int] | None = None, report: Callable[[str], None] = lambda _: None
+    plan: StackPlan,
+    *,
+    chosen_ports: Mapping[str, int] | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Endpoints:
     """Start the plan's supervisor in a session of its own; returns once everything is ready.
 
@@ -69,7 +72,9 @@ def _already(plan: StackPlan, present: frozenset[str]) -> Endpoints:
     found = endpoints(plan.data.root)
     if found is None or not plan.roles <= present:
         lacking = ", ".join(sorted(plan.roles - present)) or "everything"
-        raise StackError(f"a stack without {lacking} runs in {plan.data.root}", "", "laxity down, then laxity up")
+        raise StackError(
+            f"a stack without {lacking} runs in {plan.data.root}", "", "laxity down, then laxity up"
+        )
     return found
 
 

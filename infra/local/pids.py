@@ -38,7 +38,9 @@ def _linux_start(pid: int) -> str | None:
 def _other_start(pid: int) -> str | None:
     """The start as `ps` prints it (macOS, BSD), of a process that is not a zombie."""
     command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C", "PATH": os.defpath})
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"LC_ALL": "C", "PATH": os.defpath}
+    )
     state, _, start = answer.stdout.strip().partition(" ")
     return start.strip() if start and not state.startswith("Z") else None
 

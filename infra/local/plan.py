@@ -51,7 +51,12 @@ class StackPlan:
 
 def to_json(plan: StackPlan) -> dict[str, Any]:
     """The plan as a JSON object, for the process that carries it out."""
-    return {**asdict(plan), "data": str(plan.data.root), "cache_dir": str(plan.cache_dir), "roles": sorted(plan.roles)}
+    return {
+        **asdict(plan),
+        "data": str(plan.data.root),
+        "cache_dir": str(plan.cache_dir),
+        "roles": sorted(plan.roles),
+    }
 
 
 def from_json(document: dict[str, Any]) -> StackPlan:

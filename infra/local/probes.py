@@ -25,7 +25,7 @@ def http_probe(url: str) -> Probe:
 
 
 async def _connects(address: str) -> str | None:
-    host, _, port = address.split(",")[0].strip().rpartition(":")
+    host, _, port = address.split(",", maxsplit=1)[0].strip().rpartition(":")
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))

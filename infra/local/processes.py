@@ -40,7 +40,8 @@ def stack_endpoints(plan: StackPlan, ports: Mapping[str, int]) -> Endpoints:
         redis = redis_server.url(port=ports["redis"], password=redis_password(plan.data))
     return Endpoints(
         kafka=plan.existing_kafka or ours("kafka", f"127.0.0.1:{ports.get('kafka')}"),
-        registry=plan.existing_registry or ours("registry", schema_registry.base_url(ports.get("registry", 0))),
+        registry=plan.existing_registry
+        or ours("registry", schema_registry.base_url(ports.get("registry", 0))),
         redis=plan.existing_redis or redis,
         provider=plan.existing_provider or ours("provider", f"http://127.0.0.1:{ports.get('provider')}"),
     )

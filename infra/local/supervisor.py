@@ -38,7 +38,9 @@ class Leash:
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "laxity.infra.local.leash"]
-        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
 
     def tell(self, sign: str, process: ProcessId) -> None:
         """Report a birth (+) or a death (-)."""
@@ -138,7 +140,9 @@ class Supervisor:
         else:
             for child in chosen:
                 child.start()
-            waits = (child.until_ready(timeout_ms=READY_TIMEOUT_MS, deaths_max=DEATHS_MAX) for child in chosen)
+            waits = (
+                child.until_ready(timeout_ms=READY_TIMEOUT_MS, deaths_max=DEATHS_MAX) for child in chosen
+            )
             await asyncio.gather(*waits)
         return [child.spec.name for child in chosen]
 
@@ -175,7 +179,9 @@ def supervise(
     """Run the plan until SIGINT or SIGTERM, holding the data directory's lock. Blocks."""
     with held(plan.data) as free:
         if not free:
-            raise StackError(f"{plan.data.root} is in use", "a supervisor runs there", "laxity status, or laxity down")
+            raise StackError(
+                f"{plan.data.root} is in use", "a supervisor runs there", "laxity status, or laxity down"
+            )
         end_survivors(plan.data)
         ports = settle_ports(plan.data.ports_file, plan.port_names(), chosen_ports)
         supervisor = Supervisor(plan, ports, software, report=report, on_ready=on_ready)
@@ -191,4 +197,3 @@ async def _until_signal(supervisor: Supervisor) -> None:
         await supervisor.run(stop)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
-

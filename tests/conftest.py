@@ -1,0 +1,43 @@
+"""The real servers behind the integration tests: given ones, else containers, else the local stack. Never a skip."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from laxity.infra.local import Endpoints
+from laxity.infra.local.containers import engine_answers, running_containers
+from laxity.infra.local.launch import start_detached, stop
+from laxity.infra.local.plan import SERVERS, StackPlan, make_plan
+from laxity.infra.local.provisioning import check_existing
+from laxity.infra.local.settings import StackSettings
+
+GIVEN = ("LAXITY_KAFKA", "LAXITY_REGISTRY_URL", "LAXITY_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    """Kafka, registry and Redis for the whole session; LAXITY_TEST_STACK=local passes over a container engine."""
+    given = any(os.environ.get(name) for name in GIVEN)
+    forced_local = os.environ.get("LAXITY_TEST_STACK") == "local"
+    if not given and not forced_local and engine_answers():
+        with running_containers() as found:
+            yield found
+        return
+    plan = _plan(tmp_path_factory.mktemp("stack"))
+    if not plan.roles:
+        asyncio.run(check_existing(plan))
+        yield Endpoints(kafka=plan.existing_kafka, registry=plan.existing_registry, redis=plan.existing_redis)
+        return
+    try:
+        yield start_detached(plan)
+    finally:
+        stop(plan.data)
+
+
+def _plan(data_dir: Path) -> StackPlan:
+    """Those of the three servers that were not given."""
+    settings = StackSettings().model_copy(update={"data_dir": data_dir})
+    return make_plan(settings, only=",".join(SERVERS))
