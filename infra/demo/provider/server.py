@@ -88,7 +88,7 @@ async def serve_until_stopped(
 
 def _start(settings: ProviderSettings, clock: Clock) -> _Parts:
     """Listen first: a port that is taken leaves the ledger alone."""
-    listener = socket.create_server((settings.host, settings.port))
+    listener = _listen(settings.host, settings.port)
     try:
         ledger, lines = open_ledger(settings.ledger, on_failure=lambda: setattr(server, "should_exit", True))
     except LedgerError:
@@ -107,8 +107,28 @@ def _start(settings: ProviderSettings, clock: Clock) -> _Parts:
             timeout_graceful_shutdown=-(-settings.drain_ms // 1_000),
         )
     )
+    return _Parts(ledger=ledger, listener=listener, server=server, url=_url(listener))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. It names its protocol: only then does asyncio set TCP_NODELAY, without 40 ms per answer."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a restart takes its port again at once
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return _Parts(ledger=ledger, listener=listener, server=server, url=f"http://{host}:{port}")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
