@@ -1,6 +1,7 @@
 """`laxity up`, `down`, `status`, `stop`, `start`: the local stack."""
 
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,8 @@ DataDirOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def _settings(data_dir: Path | None) -> Any:
+def stack_settings(data_dir: Path | None) -> Any:
+    """StackSettings of the environment, with the flag on top."""
     from laxity.infra.local.settings import StackSettings  # noqa: PLC0415
 
     settings = StackSettings()
@@ -26,7 +28,7 @@ def _settings(data_dir: Path | None) -> Any:
 def _data(data_dir: Path | None) -> Any:
     from laxity.infra.local.data_dir import DataDir  # noqa: PLC0415
 
-    return DataDir.at(_settings(data_dir).data_dir)
+    return DataDir.at(stack_settings(data_dir).data_dir)
 
 
 @app.command()
@@ -46,7 +48,7 @@ def up(
     from laxity.infra.local.ports import parse_choice  # noqa: PLC0415
     from laxity.infra.local.software import prepare  # noqa: PLC0415
 
-    plan = make_plan(_settings(data_dir), only=only, agents=agents, provider_args=provider_arg or ())
+    plan = make_plan(stack_settings(data_dir), only=only, agents=agents, provider_args=provider_arg or ())
     chosen = dict(parse_choice(text) for text in port or ())
     if detach:
         start_detached(plan, chosen_ports=chosen, report=note)
@@ -58,13 +60,9 @@ def up(
         raise CommandError(f"a stack already runs in {plan.data.root}", "", "laxity status, or laxity down")
     from laxity.infra.local.supervisor import supervise  # noqa: PLC0415
 
-    supervise(
-        plan,
-        prepare(plan),
-        chosen_ports=chosen,
-        report=note,
-        on_ready=lambda _: note("ready; Ctrl-C ends it"),
-    )
+    report = {"report": note, "on_ready": lambda _: note("ready; Ctrl-C ends it")}
+    if supervise(plan, prepare(plan), chosen_ports=chosen, **report) is SIGINT:
+        raise SystemExit(int(ExitCode.INTERRUPTED))
 
 
 @app.command()
@@ -121,3 +119,22 @@ def start(
     from laxity.infra.local.control import ask  # noqa: PLC0415
 
     note(f"started {', '.join(ask(_data(data_dir), 'start', role))}")
+
+
+@app.command()
+def doctor(*, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+    """Look for what could keep the stack from working. Exit code 1 if there is an error."""
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from laxity.infra.local.doctor import examine  # noqa: PLC0415
+    from laxity.infra.local.findings import Level  # noqa: PLC0415
+
+    findings = examine(stack_settings(data_dir))
+    healthy = all(finding.level is not Level.ERROR for finding in findings)
+    if json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    else:
+        rows = [(finding.level, finding.name, finding.detail, finding.remedy) for finding in findings]
+        print_table(("", "what", "found", "try"), rows)
+    if not healthy:
+        raise SystemExit(int(ExitCode.FAILED))

@@ -141,6 +141,7 @@ def unpack(cache_dir: Path, archive: Artifact) -> Path:
             with tarfile.open(cached_path(cache_dir, archive)) as tar:
                 tar.extractall(staging, filter="data")
             staging.rename(folder)
+            cached_path(cache_dir, archive).unlink()  # 159 MB that nothing reads again
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

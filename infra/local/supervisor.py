@@ -175,8 +175,8 @@ def supervise(
     chosen_ports: Mapping[str, int],
     report: Report = lambda _: None,
     on_ready: OnReady = lambda _: None,
-) -> None:
-    """Run the plan until SIGINT or SIGTERM, holding the data directory's lock. Blocks."""
+) -> signal.Signals:
+    """Run the plan until a signal, which is returned, holding the data directory's lock. Blocks."""
     with held(plan.data) as free:
         if not free:
             raise StackError(
@@ -185,15 +185,22 @@ def supervise(
         end_survivors(plan.data)
         ports = settle_ports(plan.data.ports_file, plan.port_names(), chosen_ports)
         supervisor = Supervisor(plan, ports, software, report=report, on_ready=on_ready)
-        asyncio.run(_until_signal(supervisor))
+        return asyncio.run(_until_signal(supervisor))
 
 
-async def _until_signal(supervisor: Supervisor) -> None:
+async def _until_signal(supervisor: Supervisor) -> signal.Signals:
     stop = asyncio.Event()
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         await supervisor.run(stop)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
+    return received[0]

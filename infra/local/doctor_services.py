@@ -1,0 +1,82 @@
+"""The part of `laxity doctor` that asks servers: given ones, or those of the running stack."""
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from laxity.infra.local.endpoints import Endpoints
+from laxity.infra.local.findings import Finding, Level
+from laxity.infra.local.probes import ANSWER_TIMEOUT_S, http_probe, kafka_probe, redis_probe
+from laxity.infra.local.redis_server import VERSION_MIN
+from laxity.infra.local.redis_versions import Version, unpatched
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine by name or address; a unix socket is."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def server_version(info: dict[str, Any]) -> tuple[str, Version]:
+    """Flavour and version from INFO server; Valkey also reports the Redis version that it is like."""
+    flavour = "valkey" if "valkey_version" in info else "redis"
+    numbers = [int(part) for part in str(info[f"{flavour}_version"]).split(".")[:3]]
+    return flavour, (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0)
+
+
+def judge_redis(url: str, info: dict[str, Any]) -> Finding:
+    """Too old is an error; unpatched is a warning on loopback and an error anywhere else."""
+    flavour, version = server_version(info)
+    shown = f"{flavour} {'.'.join(map(str, version))}"
+    if version[:2] < VERSION_MIN:
+        remedy = f"use {'.'.join(map(str, VERSION_MIN))} or newer"
+        return Finding(name="redis server", level=Level.ERROR, detail=f"{shown} is too old", remedy=remedy)
+    if reason := unpatched(flavour, version):
+        level = Level.WARN if is_loopback(url) else Level.ERROR
+        return Finding(name="redis server", level=level, detail=reason, remedy="upgrade it")
+    return Finding(name="redis server", level=Level.OK, detail=shown)
+
+
+async def _redis_info(url: str) -> dict[str, Any]:
+    from redis.asyncio import Redis  # noqa: PLC0415
+
+    client = Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
+    try:
+        return dict(await client.info("server"))
+    finally:
+        await client.aclose()
+
+
+async def _ask(found: Endpoints) -> AsyncIterator[Finding]:
+    probes = (
+        ("kafka", found.kafka, kafka_probe(found.kafka)),
+        ("registry", found.registry, http_probe(f"{found.registry}/subjects")),
+        ("redis", found.redis, redis_probe(found.redis) if found.redis else None),
+    )
+    for name, address, probe in probes:
+        if not address or probe is None:
+            continue
+        reason = await probe()
+        if reason:
+            yield Finding(name=name, level=Level.ERROR, detail=reason, remedy="laxity status")
+            continue
+        shown = urlsplit(address).netloc.rpartition("@")[2] if name == "redis" else address
+        yield Finding(name=name, level=Level.OK, detail=f"answers at {shown}")
+        if name == "redis":
+            yield judge_redis(address, await _redis_info(address))
+
+
+def service_findings(found: Endpoints) -> list[Finding]:
+    """One finding per address that answers or does not, and one about the version of Redis."""
+
+    async def collect() -> list[Finding]:
+        return [finding async for finding in _ask(found)]
+
+    return asyncio.run(collect())
