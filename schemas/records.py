@@ -339,6 +339,7 @@ class TaskRow:
     dispatch_no: int = 0
     bounces: int = 0
     runner: str = ""
+    partition: int = 0
     granted: Mapping[str, int] = field(default_factory=dict)
     dispatched_ms: int = 0
     started_ms: int = 0
