@@ -1,0 +1,164 @@
+"""Restoring from a changelog, into every store."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from laxity.streams.state.changelog import Row
+from laxity.streams.state.restore import (
+    COPY_AGE_MS_MAX,
+    Batch,
+    OffsetGone,
+    Position,
+    position,
+    position_writes,
+    restore,
+)
+from laxity.streams.state.store import Store, Write
+
+NOW_MS = 1_700_000_000_000
+
+
+@dataclass
+class Log:
+    """A changelog in memory: offset -> row; offsets may have gaps, as after compaction and markers."""
+
+    topic_id: str = "id-1"
+    rows: dict[int, Row] = field(default_factory=dict)
+    first: int = 0
+    end: int = 0
+    batch_size: int = 2
+    reads: list[int | None] = field(default_factory=list)
+
+    def add(self, key: bytes, value: bytes | None, *, gap: int = 0) -> None:
+        self.rows[self.end + gap] = (key, value)
+        self.end += gap + 1
+
+    def read(self, start: int | None) -> Iterator[Batch]:
+        self.reads.append(start)
+        if start is not None and not self.first <= start <= self.end:
+            raise OffsetGone(f"offset {start} is not within {self.first} to {self.end}")
+        todo = [offset for offset in sorted(self.rows) if offset >= (start or self.first)]
+        for at in range(0, len(todo), self.batch_size):
+            part = todo[at : at + self.batch_size]
+            yield Batch(rows=[self.rows[offset] for offset in part], next=part[-1] + 1)
+        yield Batch(rows=(), next=self.end)
+
+
+def derive(store: Store, rows: Sequence[Row]) -> list[Write]:
+    """The rows, and an index from value to key that must follow the store as it is."""
+    writes: list[Write] = []
+    now = {key: store.get(b"d" + key) for key, _ in rows}
+    for key, value in rows:
+        if now[key] is not None:
+            writes.append((b"i" + now[key], None))  # type: ignore[operator]
+        if value is not None:
+            writes.append((b"i" + value, key))
+        writes.append((b"d" + key, value))
+        now[key] = value
+    return writes
+
+
+def contents(store: Store) -> dict[bytes, bytes]:
+    return dict(store.scan(b"", b"~"))
+
+
+def test_an_empty_changelog_leaves_a_position(store: Store) -> None:
+    done = restore(store, Log(), derive, now_ms=NOW_MS)
+    assert (done.rows, done.next, done.wiped) == (0, 0, "")
+    assert position(store) == Position(topic_id="id-1", next=0)
+
+
+def test_only_what_is_missing_is_read(store: Store) -> None:
+    log = Log()
+    for n in range(5):
+        log.add(b"k%d" % n, b"v%d" % n)
+    restore(store, log, derive, now_ms=NOW_MS)
+    log.add(b"k0", None)
+    log.add(b"k1", b"new")
+    done = restore(store, log, derive, now_ms=NOW_MS)
+    assert (done.rows, log.reads) == (2, [None, 5])
+    assert contents(store) == {
+        b"dk1": b"new", b"dk2": b"v2", b"dk3": b"v3", b"dk4": b"v4",
+        b"inew": b"k1", b"iv2": b"k2", b"iv3": b"k3", b"iv4": b"k4",
+    }  # fmt: skip
+
+
+def test_markers_at_the_end_move_the_position(store: Store) -> None:
+    log = Log()
+    log.add(b"k", b"v")
+    log.end += 7
+    assert restore(store, log, derive, now_ms=NOW_MS).next == 8
+    assert position(store) == Position(topic_id="id-1", next=8)
+    assert restore(store, log, derive, now_ms=NOW_MS).rows == 0
+
+
+def test_a_topic_made_anew_is_read_from_its_start(store: Store) -> None:
+    old, new = Log(), Log(topic_id="id-2")
+    for n in range(3):
+        old.add(b"old%d" % n, b"v%d" % n)
+    new.add(b"new", b"w")
+    restore(store, old, derive, now_ms=NOW_MS)
+    done = restore(store, new, derive, now_ms=NOW_MS)
+    assert "id-2" in done.wiped
+    assert contents(store) == {b"dnew": b"w", b"iw": b"new"}
+
+
+@pytest.mark.parametrize("first", [4, 0])
+def test_an_offset_out_of_range_rebuilds(store: Store, first: int) -> None:
+    log = Log()
+    for n in range(3):
+        log.add(b"k%d" % n, b"v%d" % n)
+    restore(store, log, derive, now_ms=NOW_MS)
+    log.rows = {5: (b"k9", b"v9")} if first else {0: (b"k9", b"v9")}
+    log.first, log.end = first, 6 if first else 1
+    done = restore(store, log, derive, now_ms=NOW_MS)
+    assert "not within" in done.wiped
+    assert contents(store) == {b"dk9": b"v9", b"iv9": b"k9"}
+
+
+def test_a_copy_older_than_the_tombstones_is_not_trusted(store: Store) -> None:
+    log = Log()
+    log.add(b"gone", b"v")
+    restore(store, log, derive, now_ms=NOW_MS)
+    log.rows, log.end = {}, 2  # deleted, and the tombstone compacted away
+    done = restore(store, log, derive, now_ms=NOW_MS + COPY_AGE_MS_MAX + 1)
+    assert "old" in done.wiped
+    assert contents(store) == {}
+
+
+def test_a_young_copy_is_kept_when_the_clock_stepped_back(store: Store) -> None:
+    log = Log()
+    log.add(b"k", b"v")
+    restore(store, log, derive, now_ms=NOW_MS)
+    assert restore(store, log, derive, now_ms=NOW_MS - 10 * COPY_AGE_MS_MAX).wiped == ""
+
+
+def test_rows_without_a_position_are_not_trusted(store: Store) -> None:
+    store.write([(b"drow", b"of unknown age")])
+    log = Log()
+    log.add(b"k", b"v")
+    assert restore(store, log, derive, now_ms=NOW_MS).wiped == "rows without a position"
+    assert contents(store) == {b"dk": b"v", b"iv": b"k"}
+
+
+def test_a_restore_that_was_stopped_goes_on_where_it_was(store: Store) -> None:
+    log = Log()
+    for n in range(7):
+        log.add(b"k%d" % n, b"v%d" % n)
+
+    def stop(rows: int, _next: int) -> None:
+        if rows == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(store, log, derive, now_ms=NOW_MS, progress=stop)
+    assert position(store) == Position(topic_id="id-1", next=4)
+    assert restore(store, log, derive, now_ms=NOW_MS).rows == 3
+    assert len(contents(store)) == 14
+
+
+def test_the_position_is_a_number_of_its_own_topic(store: Store) -> None:
+    store.write(position_writes(Position(topic_id="Ab-_é", next=2**40), NOW_MS))
+    assert position(store) == Position(topic_id="Ab-_é", next=2**40)
