@@ -3,7 +3,7 @@
 import hashlib
 import json
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from laxity.infra.local.errors import ConfigurationError, StackError
@@ -50,6 +50,16 @@ def parse_choice(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def _next_free(folder: Path, taken: Collection[int]) -> int:
+    """The first port from the folder's own place on that nobody uses or has been promised."""
+    first = _start_at(folder)
+    for offset in range(RANGE_SIZE):
+        port = RANGE_FIRST + (first + offset) % RANGE_SIZE
+        if port not in taken and is_free(port):
+            return port
+    raise StackError("no free port", f"all of {RANGE_FIRST} to {RANGE_FIRST + RANGE_SIZE - 1} are taken")
+
+
 def settle_ports(path: Path, names: Iterable[str], chosen: Mapping[str, int]) -> dict[str, int]:
     """A port for each name: the user's choice, else the kept one, else a free one; writes the table.
 
@@ -63,12 +73,11 @@ def settle_ports(path: Path, names: Iterable[str], chosen: Mapping[str, int]) ->
         if not is_free(port):
             raise StackError(f"port {port} for {name} is taken", "another program listens there")
     ports.update(chosen)
-    taken = {ports[name] for name in ports if name not in names}
-    offset = _start_at(path.parent)
+    usable = {name for name in names if name in chosen or (name in ports and is_free(ports[name]))}
+    taken = set(ports.values())
     for name in names:
-        while name not in ports or ports[name] in taken or (name not in chosen and not is_free(ports[name])):
-            ports[name] = RANGE_FIRST + offset % RANGE_SIZE
-            offset += 1
-        taken.add(ports[name])
+        if name not in usable:
+            ports[name] = _next_free(path.parent, taken)
+            taken.add(ports[name])
     path.write_text(json.dumps(ports, indent=1) + "\n", "utf-8")
     return ports
