@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastavro import schemaless_writer
 
@@ -51,7 +51,7 @@ class SchemaUnknown(Undecodable):
 class _Record(Protocol):
     """Any dataclass of records.py."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 R = TypeVar("R")

@@ -51,7 +51,9 @@ class BatchInput:
     """All that a batch depends on besides the stores; the journal records it (records by their ranges)."""
 
     records: Sequence[Record]
-    ranges: Sequence[InputRange]  # per input partition that moved; `next` may lie beyond the last record (transaction markers)
+    ranges: Sequence[
+        InputRange
+    ]  # per input partition that moved; `next` may lie beyond the last record (transaction markers)
     now_ms: int  # wall clock of the host; the core clamps it monotone
     held: Sequence[str] = ()  # reservation ids asked in an unfinished batch: used or released now
     lapsed: Sequence[str] = ()  # from reconcile: count as reaped

@@ -1,0 +1,258 @@
+"""Stage 8: an outcome ends a dispatch: settle, retry at, dead-letter, or note and ignore what comes too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from laxity.schemas.identity import digest_of
+from laxity.schemas.limits import EVENT_RESULT_BYTES_MAX
+from laxity.schemas.records import AttemptNote, Outcome, TaskRow
+from laxity.schemas.serde import Undecodable
+from laxity.streams import letters, urgency
+from laxity.streams.batch import Batch
+from laxity.streams.effects import Record
+from laxity.streams.lifecycle import LEASED, Cause, State
+from laxity.streams.reasons import Reason
+
+HISTORY_MAX = 32  # notes kept in the row; each is some 100 bytes
+NOTE_CHARS_MAX = 256
+BOUNCE_BACKOFF_MS = (
+    250  # doubles with each bounce in a row: a runner that refuses everything must not spin the shard
+)
+BOUNCE_BACKOFF_MS_MAX = 30_000
+
+
+def complete(batch: Batch, record: Record) -> None:
+    """A record of `outcomes`. Below the applied mark it was dealt with."""
+    if record.offset < batch.marks.get(record.topic, 0):
+        return
+    try:
+        outcome = batch.place.codec.decode(Outcome, record.value)
+    except Undecodable as error:
+        original = letters.original_of(record, batch.place.prefix)
+        batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
+        return
+    if outcome.original is not None:
+        batch.write(letters.of_record(batch.place, None, outcome.original, Reason.POISON, outcome.message))
+        return
+    _apply(batch, outcome, record)
+
+
+def _apply(batch: Batch, outcome: Outcome, record: Record) -> None:
+    row = batch.tables.task(outcome.task_id)
+    handler = _HANDLERS.get(outcome.kind)
+    if row is None or handler is None or not _is_current(row, outcome):
+        if outcome.kind in _FINAL:
+            tier = 0 if row is None else row.tier
+            batch.tell(
+                "late_completion",
+                outcome.task_id,
+                tier,
+                generation=outcome.generation,
+                dispatch_no=outcome.dispatch_no,
+                runner=outcome.runner,
+                code=outcome.code,
+                detail=outcome.kind,
+            )
+        return
+    handler(batch, outcome.task_id, _with_usage(row, outcome), outcome, record)
+
+
+def _is_current(row: TaskRow, outcome: Outcome) -> bool:
+    fence = (outcome.generation, outcome.dispatch_no)
+    return row.state in LEASED and fence == (row.generation, row.dispatch_no)
+
+
+def _with_usage(row: TaskRow, outcome: Outcome) -> TaskRow:
+    """The row with the counts of this outcome added."""
+    if not outcome.usage:
+        return row
+    total = dict(row.usage)
+    for unit, quantity in outcome.usage.items():
+        total[unit] = total.get(unit, 0) + quantity
+    return replace(row, usage=total)
+
+
+def _started(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    if row.started_ms:
+        return
+    batch.move(
+        task_id,
+        row,
+        Cause.START,
+        Reason.STARTED,
+        record.timestamp_ms,
+        started_ms=record.timestamp_ms,
+        attempt=outcome.attempt,
+        runner=outcome.runner,
+        bounces=0,
+        revoking="" if row.revoking == "bounce" else row.revoking,
+    )
+
+
+def _progress(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, _record: Record) -> None:
+    batch.tables.put_task(task_id, replace(row, checkpoint=outcome.checkpoint))
+
+
+def _succeeded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    batch.settle(task_id, row, outcome.used)
+    result = outcome.result if outcome.result and len(outcome.result) <= EVENT_RESULT_BYTES_MAX else None
+    where = f"{batch.place.prefix}{record.topic}:{record.partition}:{record.offset}" if outcome.result else ""
+    batch.end(
+        task_id,
+        _ended(row, outcome),
+        Cause.SUCCEED,
+        Reason.SUCCEEDED,
+        record.timestamp_ms,
+        result=result,
+        result_ref=where,
+    )
+
+
+def _failed(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    batch.settle(task_id, row, outcome.used)
+    row = _noted(_ended(row, outcome), outcome.code or "failed", outcome.message, record.timestamp_ms)
+    if outcome.code == Reason.POISON:
+        batch.end(task_id, row, Cause.DIE, Reason.POISON, record.timestamp_ms, message=outcome.message)
+    elif not outcome.retryable:
+        batch.end(task_id, row, Cause.DIE, Reason.NOT_RETRYABLE, record.timestamp_ms, message=outcome.message)
+    else:
+        retry(
+            batch,
+            task_id,
+            row,
+            record.timestamp_ms,
+            not_before_ms=record.timestamp_ms + outcome.retry_after_ms,
+        )
+
+
+def _yielded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    batch.settle(task_id, row, outcome.used)
+    give_back(
+        batch,
+        task_id,
+        replace(row, checkpoint=outcome.checkpoint, attempt=row.attempt - 1),
+        Reason.YIELDED,
+        record.timestamp_ms,
+    )
+
+
+def _unknown(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    batch.settle(task_id, row, outcome.used)
+    row = batch.move(task_id, _ended(row, outcome), Cause.LOSE, Reason.OUTCOME_UNKNOWN, record.timestamp_ms)
+    resolve_unknown(
+        batch, task_id, row, started=True, message=outcome.message, happened_ms=record.timestamp_ms
+    )
+
+
+def _bounced(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, _record: Record) -> None:
+    """Ask the ledger to take the reservation back; a running task's lease decides, and so does a claimed one's."""
+    if row.state == State.DISPATCHED and not row.revoking:
+        batch.tables.put_task(task_id, replace(row, revoking="bounce", reason=outcome.code or Reason.BOUNCED))
+
+
+Handler = Callable[[Batch, str, TaskRow, Outcome, Record], None]
+_HANDLERS: dict[str, Handler] = {
+    "started": _started,
+    "progress": _progress,
+    "succeeded": _succeeded,
+    "failed": _failed,
+    "yielded": _yielded,
+    "unknown": _unknown,
+    "bounced": _bounced,
+}
+_FINAL = frozenset({"succeeded", "failed", "unknown", "yielded"})
+
+
+def _ended(row: TaskRow, outcome: Outcome) -> TaskRow:
+    """An attempt that ended was an attempt, even if its start was not seen."""
+    return replace(
+        row,
+        attempt=max(row.attempt, outcome.attempt),
+        runner=outcome.runner or row.runner,
+        after_unknown=False,
+    )
+
+
+def _noted(row: TaskRow, code: str, message: str, at_ms: int) -> TaskRow:
+    note = AttemptNote(
+        attempt=row.attempt,
+        dispatch_no=row.dispatch_no,
+        runner=row.runner,
+        started_ms=row.started_ms,
+        ended_ms=at_ms,
+        code=code,
+        message=message[:NOTE_CHARS_MAX],
+    )
+    return replace(row, history=(*row.history, note)[-HISTORY_MAX:])
+
+
+def backoff_ms(task_id: str, generation: int, attempt: int, base_ms: int, most_ms: int) -> int:
+    """Full jitter (Brooker, 2015): uniform in 0 .. min(most, base * 2^(attempt - 1)), drawn from the task's own name."""
+    window = min(most_ms, base_ms << min(attempt - 1, 40)) if attempt > 0 else 0
+    return int(digest_of("backoff", task_id, str(generation), str(attempt)), 16) % (window + 1)
+
+
+def retry(batch: Batch, task_id: str, row: TaskRow, happened_ms: int, *, not_before_ms: int = 0) -> None:
+    """Another attempt after a backoff that ends before the deadline; no attempt or no time left: the task dies."""
+    last_ms = urgency.latest_start(row) if row.firm else row.deadline_ms
+    earliest_ms = max(batch.now_ms, not_before_ms)
+    if row.attempt >= row.max_attempts or earliest_ms > last_ms:
+        spent = row.attempt >= row.max_attempts
+        reason = Reason.ATTEMPTS_EXHAUSTED if spent else Reason.DEADLINE_EXHAUSTED
+        batch.end(task_id, row, Cause.DIE, reason, happened_ms, known=not row.after_unknown)
+        return
+    type_ = batch.place.config.type_of(row.type)
+    most_ms = min(type_.backoff_ms_max, last_ms - batch.now_ms)
+    delay_ms = backoff_ms(task_id, row.generation, row.attempt, type_.backoff_ms, most_ms)
+    due_ms = max(earliest_ms, batch.now_ms + delay_ms)
+    batch.move(task_id, row, Cause.RETRY, Reason.RETRY, happened_ms, due_ms=due_ms, **_UNLEASED)
+
+
+_UNLEASED: dict[str, Any] = {
+    "runner": "",
+    "granted": {},
+    "dispatched_ms": 0,
+    "started_ms": 0,
+    "revoking": "",
+    "unknown_until": -1,
+}
+
+
+def give_back(batch: Batch, task_id: str, row: TaskRow, reason: str, happened_ms: int = 0) -> None:
+    """Ready again at once, no attempt spent."""
+    batch.move(task_id, row, Cause.RETURN, reason, happened_ms, ready_ms=batch.now_ms, **_UNLEASED)
+
+
+def bounced(batch: Batch, task_id: str, row: TaskRow) -> None:
+    """The reservation was taken back before any claim: it surely never started. Again after a short, growing wait."""
+    if row.bounces == 0 and row.reason != Reason.NO_AGENT:
+        give_back(batch, task_id, replace(row, bounces=1), row.reason)
+        return
+    wait_ms = min(BOUNCE_BACKOFF_MS << min(row.bounces, 16), BOUNCE_BACKOFF_MS_MAX)
+    batch.move(
+        task_id,
+        replace(row, bounces=row.bounces + 1),
+        Cause.DELAY,
+        row.reason,
+        due_ms=batch.now_ms + wait_ms,
+        **_UNLEASED,
+    )
+
+
+def resolve_unknown(
+    batch: Batch, task_id: str, row: TaskRow, *, started: bool, message: str = "", happened_ms: int = 0
+) -> None:
+    """Nobody will ever tell: if it had started, what the task type says of an unknown outcome applies."""
+    if not started:
+        give_back(batch, task_id, row, Reason.NEVER_STARTED, happened_ms)
+        return
+    noted = _noted(row, Reason.OUTCOME_UNKNOWN, message, happened_ms or batch.now_ms)
+    if row.on_unknown == "park":
+        batch.end(
+            task_id, noted, Cause.DIE, Reason.OUTCOME_UNKNOWN, happened_ms, known=False, message=message
+        )
+    else:
+        retry(batch, task_id, replace(noted, after_unknown=True), happened_ms)

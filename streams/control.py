@@ -1,0 +1,107 @@
+"""Commands of operators: cancel and redrive. A command that cannot be carried out is told in an event, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from laxity.schemas.identity import payload_digest, positional_key, run_id_of, task_id_of
+from laxity.schemas.records import Command, Trigger
+from laxity.schemas.serde import Undecodable
+from laxity.schemas.topics import TIERS
+from laxity.streams import letters
+from laxity.streams.batch import Batch
+from laxity.streams.effects import Record
+from laxity.streams.ingest import TRIGGERS, Arrival, admit, enrich
+from laxity.streams.lifecycle import LEASED, Cause, State
+from laxity.streams.reasons import Reason
+
+
+def control(batch: Batch, record: Record) -> None:
+    """A record of `control`. Below the applied mark it was carried out: an old cancel must not cancel today's tasks."""
+    if record.offset < batch.marks.get(record.topic, 0):
+        return
+    try:
+        command = batch.place.codec.decode(Command, record.value)
+    except Undecodable as error:
+        original = letters.original_of(record, batch.place.prefix)
+        batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
+        return
+    _COMMANDS.get(command.kind, _unsupported)(batch, command)
+
+
+def _refuse(batch: Batch, command: Command, detail: str) -> None:
+    batch.tell("refused_command", command.task_id, 0, code=command.kind, detail=detail, tenant=command.tenant)
+
+
+def _unsupported(batch: Batch, command: Command) -> None:
+    _refuse(batch, command, f"kind {command.kind!r} is not supported; known: {', '.join(sorted(_COMMANDS))}")
+
+
+def _cancel(batch: Batch, command: Command) -> None:
+    row = batch.tables.task(command.task_id)
+    if row is None:
+        _refuse(batch, command, "no live task has this id")
+    elif row.state in LEASED:
+        batch.tables.put_task(command.task_id, replace(row, revoking="cancel"))
+    else:
+        batch.end(command.task_id, row, Cause.CANCEL, Reason.CANCELLED)
+
+
+def _redrive(batch: Batch, command: Command) -> None:
+    """A dead generation lives again as the next one; the provider's key changes only if the last outcome is known."""
+    ended = batch.tables.ended(command.task_id, batch.now_ms)
+    if batch.tables.task(command.task_id) is not None or command.original is None:
+        _refuse(
+            batch, command, "the task is live" if command.original else "the command brings no original bytes"
+        )
+        return
+    if ended is None or ended.state != State.DEAD or command.generation != ended.generation + 1:
+        known = (
+            "no such task is remembered"
+            if ended is None
+            else f"{ended.state} in generation {ended.generation}"
+        )
+        _refuse(batch, command, f"generation {command.generation} does not follow: {known}")
+        return
+    arrival = _arrival(batch, command)
+    if arrival is None or arrival.task_id != command.task_id:
+        _refuse(batch, command, "the original bytes are not a trigger of this task")
+        return
+    digest = payload_digest(arrival.trigger.type, arrival.trigger.payload)
+    row = replace(
+        enrich(batch, arrival, digest),
+        generation=command.generation,
+        effect_generation=ended.effect_generation if ended.unknown else command.generation,
+        dispatch_no=ended.dispatch_no,
+        after_unknown=ended.unknown,
+        firm=False,  # its deadline has most likely passed; the operator wants it run
+        due_ms=0,
+    )
+    batch.tables.put_original(command.task_id, arrival.original)
+    admit(batch, command.task_id, row, Reason.REDRIVEN, 0)
+
+
+def _arrival(batch: Batch, command: Command) -> Arrival | None:
+    original = command.original
+    assert original is not None, "checked by the caller"
+    tier = original.topic.removeprefix(batch.place.prefix).removeprefix(TRIGGERS)
+    try:
+        trigger = batch.place.codec.decode(Trigger, original.value)
+    except Undecodable:
+        return None
+    key = trigger.key or positional_key(original.topic, original.partition, original.offset)
+    run_id = run_id_of(trigger.tenant, trigger.run_id, key)
+    task_id = task_id_of(trigger.tenant, run_id, key)
+    return Arrival(
+        trigger=trigger,
+        original=original,
+        tier=TIERS.index(tier) if tier in TIERS else TIERS.index("normal"),
+        reread=False,
+        key=key,
+        run_id=run_id,
+        task_id=task_id,
+    )
+
+
+_COMMANDS: dict[str, Callable[[Batch, Command], None]] = {"cancel": _cancel, "redrive": _redrive}

@@ -1,0 +1,197 @@
+"""Stage 1: a trigger becomes a task, a duplicate, a stray for another shard, or a dead letter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from laxity.schemas.identity import payload_digest, positional_key, run_id_of, shard_of, task_id_of
+from laxity.schemas.records import Link, Original, TaskRow, Trigger
+from laxity.schemas.serde import Undecodable, encode_row
+from laxity.schemas.topics import TIERS
+from laxity.schemas.validation import Problem, problems
+from laxity.streams import letters, urgency
+from laxity.streams.batch import Batch
+from laxity.streams.effects import Output, Record
+from laxity.streams.lifecycle import Cause, State
+from laxity.streams.reasons import Reason
+
+TRIGGERS = "triggers."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A decoded trigger with its names resolved."""
+
+    trigger: Trigger
+    original: Original
+    tier: int
+    reread: bool  # read again below the applied mark: whatever had to be said of it was said
+    key: str
+    run_id: str
+    task_id: str
+
+
+def ingest(batch: Batch, record: Record) -> None:
+    """A record of a trigger topic."""
+    original = letters.original_of(record, batch.place.prefix)
+    reread = record.offset < batch.marks.get(record.topic, 0)
+    _arrive(batch, original, record.topic, reread=reread)
+
+
+def adopt(batch: Batch, link: Link) -> None:
+    """A stray that another shard sent here."""
+    assert link.original is not None, "a stray without its record"
+    topic = link.original.topic.removeprefix(batch.place.prefix)
+    _arrive(batch, link.original, topic, reread=link.reread)
+
+
+def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool) -> None:
+    tier = TIERS.index(topic.removeprefix(TRIGGERS))
+    try:
+        trigger = batch.place.codec.decode(Trigger, original.value)
+    except Undecodable as error:
+        if not reread:
+            batch.write(letters.of_record(batch.place, tier, original, error.reason, error.detail))
+            batch.tell("rejected", "", tier, code=error.reason, detail=_where(original), state=State.DEAD)
+        return
+    arrival = _resolve(trigger, original, tier, reread=reread)
+    home = shard_of(arrival.run_id, batch.place.shards)
+    if home == batch.place.shard:
+        _settle_in(batch, arrival)
+    else:
+        _rehome(batch, arrival, home)
+
+
+def _resolve(trigger: Trigger, original: Original, tier: int, *, reread: bool) -> Arrival:
+    key = trigger.key or positional_key(original.topic, original.partition, original.offset)
+    run_id = run_id_of(trigger.tenant, trigger.run_id, key)
+    return Arrival(
+        trigger=trigger,
+        original=original,
+        tier=tier,
+        reread=reread,
+        key=key,
+        run_id=run_id,
+        task_id=task_id_of(trigger.tenant, run_id, key),
+    )
+
+
+def _where(original: Original) -> str:
+    return f"{original.topic}/{original.partition}/{original.offset}"
+
+
+def _rehome(batch: Batch, arrival: Arrival, home: int) -> None:
+    link = Link(kind="stray", from_shard=batch.place.shard, original=arrival.original, reread=arrival.reread)
+    batch.write(
+        Output(
+            topic="links", partition=home, key=arrival.run_id.encode(), value=encode_row(link), schema=Link
+        )
+    )
+    batch.tell("rehomed", arrival.task_id, arrival.tier, detail=f"{_where(arrival.original)} to shard {home}")
+
+
+def _settle_in(batch: Batch, arrival: Arrival) -> None:
+    found = problems(arrival.trigger, batch.place.config, arrival.original.timestamp_ms)
+    if arrival.trigger.depends_on:
+        found.append(_NO_GRAPH)
+    digest = payload_digest(arrival.trigger.type, arrival.trigger.payload)
+    if found:
+        _reject(batch, arrival, Reason.INVALID, "; ".join(p.text() for p in found))
+        return
+    known = _known_digest(batch, arrival.task_id)
+    if known is None:
+        _accept(batch, arrival, digest)
+    elif known == digest:
+        batch.tell(
+            "duplicate", arrival.task_id, arrival.tier, **_names(arrival), detail=_where(arrival.original)
+        )
+    else:
+        _reject(
+            batch, arrival, Reason.IDEMPOTENCY_CONFLICT, f"key {arrival.key!r} has another type or payload"
+        )
+
+
+_NO_GRAPH = Problem(
+    code="unsupported",
+    field="depends_on",
+    value="set",
+    limit="dependencies are not scheduled by this release",
+)
+
+
+def _names(arrival: Arrival) -> dict[str, object]:
+    t = arrival.trigger
+    return {"tenant": t.tenant, "type": t.type, "run_id": arrival.run_id, "key": arrival.key}
+
+
+def _known_digest(batch: Batch, task_id: str) -> bytes | None:
+    """Digest of the live or remembered task under this id."""
+    live = batch.tables.task(task_id)
+    if live is not None:
+        return live.digest
+    ended = batch.tables.ended(task_id, batch.now_ms)
+    return None if ended is None else ended.digest
+
+
+def _reject(batch: Batch, arrival: Arrival, reason: Reason, text: str) -> None:
+    if arrival.reread:
+        batch.tell(
+            "duplicate", arrival.task_id, arrival.tier, **_names(arrival), detail=_where(arrival.original)
+        )
+        return
+    batch.write(letters.of_record(batch.place, arrival.tier, arrival.original, reason, text))
+    kind = "conflict" if reason == Reason.IDEMPOTENCY_CONFLICT else "rejected"
+    state = "" if kind == "conflict" else State.DEAD
+    batch.tell(
+        kind,
+        arrival.task_id,
+        arrival.tier,
+        **_names(arrival),
+        code=str(reason),
+        detail=text,
+        state=state,
+        accepted_ms=arrival.original.timestamp_ms,
+    )
+
+
+def _accept(batch: Batch, arrival: Arrival, digest: bytes) -> None:
+    row = enrich(batch, arrival, digest)
+    batch.tables.put_original(arrival.task_id, arrival.original)
+    admit(batch, arrival.task_id, row, Reason.ACCEPTED, arrival.original.timestamp_ms)
+
+
+def admit(batch: Batch, task_id: str, row: TaskRow, reason: Reason, happened_ms: int) -> None:
+    """A new row enters the lifecycle: expired, delayed or ready."""
+    if row.firm and batch.now_ms > urgency.latest_start(row):
+        batch.end(task_id, row, Cause.EXPIRE, Reason.LATEST_START_PASSED, happened_ms)
+    elif row.due_ms > batch.now_ms:
+        batch.move(task_id, row, Cause.DELAY, Reason.NOT_BEFORE, happened_ms)
+    else:
+        batch.move(task_id, row, Cause.ACCEPT, reason, happened_ms, due_ms=0, ready_ms=batch.now_ms)
+
+
+def enrich(batch: Batch, arrival: Arrival, digest: bytes) -> TaskRow:
+    """The task's row with the defaults of its type and tier. A firm deadline must be given: without one a task is soft."""
+    t, config = arrival.trigger, batch.place.config
+    type_, tier = config.type_of(t.type), config.tiers[arrival.tier]
+    accepted_ms = arrival.original.timestamp_ms
+    return TaskRow(
+        tenant=t.tenant,
+        run_id=arrival.run_id,
+        key=arrival.key,
+        type=t.type,
+        tier=arrival.tier,
+        fleet=type_.fleet,
+        state=State.NEW,
+        reason="",
+        seq=batch.next_seq(),
+        accepted_ms=accepted_ms,
+        deadline_ms=t.deadline_ms or max(accepted_ms, t.not_before_ms) + tier.deadline_ms,
+        firm=t.firm and t.deadline_ms > 0,
+        estimate_ms=t.estimate_ms or type_.estimate_ms,
+        due_ms=t.not_before_ms,
+        demands={**type_.demands, **t.demands},
+        digest=digest,
+        max_attempts=t.max_attempts or type_.max_attempts,
+        on_unknown=t.on_unknown or type_.on_unknown,
+    )
