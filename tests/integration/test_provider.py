@@ -293,10 +293,11 @@ async def test_calls_without_a_key_are_never_duplicates(ledger: Path) -> None:
 
 
 async def test_a_key_with_another_body_is_an_error_and_has_no_effect(ledger: Path) -> None:
-    async with serving(ledger, speed=10.0) as client:
+    async with serving(ledger, speed=1.0) as client:
         flying = asyncio.ensure_future(ask(client, "k1", context=8_000))
         await one_in_flight(client)
         during = await ask(client, "k1", user="someone else")
+        assert not flying.done()  # told at once, not after the wait
         await flying
         after = await ask(client, "k1", user="someone else")
     for response in (during, after):

@@ -124,6 +124,8 @@ def test_failures_follow_seed_call_and_attempt() -> None:
     assert len(failed) / len(calls) == pytest.approx(0.015, abs=0.004)
     assert failed == [call for call in calls if injection.fails_after(call, 1) is not None]
     assert sum(injection.fails_after(call, 2) is not None for call in failed) < len(failed) / 5
+    refused = [call for call in calls if injection.refuses(call, 1)]
+    assert sum(injection.refuses(call, 2) for call in refused) < len(refused) / 3
     other = Injection(seed=4, rate_429=0.2, rate_500=0.015)
     assert failed != [call for call in calls if other.fails_after(call, 1) is not None]
     assert sum(injection.refuses(call, 1) for call in calls) / len(calls) == pytest.approx(0.2, abs=0.015)
