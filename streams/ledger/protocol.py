@@ -155,7 +155,11 @@ class RunnerLedger(Protocol):
     """The runner's door: nothing but its own registration, leases and calls."""
 
     def register(self, *, runner: str, fleet: str, partition: int, credit: int, ttl_ms: int) -> str:
-        """Announce or refresh free credit; returns the epoch. `credit` 0 drains."""
+        """Announce or refresh this runner for `ttl_ms`; returns the epoch ("" while recovering).
+
+        `credit` is the most reservations that may stand here at once, not what is free: the ledger subtracts those that stand,
+        so that an announcement cannot race with a grant. 0 drains.
+        """
         ...
 
     def deregister(self, *, runner: str, fleet: str) -> None:
@@ -167,7 +171,11 @@ class RunnerLedger(Protocol):
         ...
 
     def renew(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, str]:
-        """Extend claimed leases, never resurrect one. Per id: ok | cancel | yield | revoked."""
+        """Extend claimed leases, never resurrect one. Per id: ok | cancel | yield | revoked | recovering.
+
+        `recovering`: the ledger lost its memory and the shard has not reported yet; not extended, ask again until the lease
+        ends by the runner's own clock.
+        """
         ...
 
     def call(self, *, reservation_id: str, runner: str, resource: str, amount: int) -> Call:

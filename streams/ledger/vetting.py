@@ -1,0 +1,92 @@
+"""What both ledgers refuse before they decide anything: bugs of the caller, named by field, value and limit (ValueError)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from laxity.schemas.limits import DEMANDS_MAX, INT_MAX, PARTITIONS_MAX, QUANTITY_MAX, SHARDS_MAX
+from laxity.streams.ledger.limits import CANDIDATES_MAX, CREDIT_MAX, FLEET_PREFIX, IDS_MAX, LIVE_MAX
+from laxity.streams.ledger.protocol import Exchange, Live
+
+NAME_BYTES_MAX: Final = 512  # an id, a resource with its key, a runner: what a script compares and stores
+TTL_MS_MAX: Final = 24 * 3_600_000  # a registration that outlives a day is a mistake
+USED_MAX: Final = 64  # counts in one usage report: demands and a provider's own
+
+
+def vet_exchange(request: Exchange) -> None:
+    """One call of a shard."""
+    vet_owner(request.shard, request.owner_epoch)
+    vet_ids("acknowledged", request.acknowledged)
+    vet_ids("settles", [settle.reservation_id for settle in request.settles])
+    vet_ids("revokes", request.revokes)
+    vet_ids("cancels", request.cancels)
+    _count("candidates", len(request.candidates), CANDIDATES_MAX)
+    for settle in request.settles:
+        vet_amounts("used", settle.used, USED_MAX)
+    for candidate in request.candidates:
+        vet_name("reservation_id", candidate.reservation_id)
+        vet_name("fleet", candidate.fleet)
+        vet_amounts("demands", candidate.demands, DEMANDS_MAX)
+        for name in candidate.demands:
+            if name.startswith(FLEET_PREFIX):
+                raise ValueError(f"demand {name!r}: a fleet is asked by `fleet`, not as a demand")
+
+
+def vet_owner(shard: int, owner_epoch: int) -> None:
+    """Who speaks."""
+    vet_amount("shard", shard, SHARDS_MAX - 1)
+    vet_amount("owner_epoch", owner_epoch, QUANTITY_MAX)
+
+
+def vet_live(live: Sequence[Live]) -> None:
+    """What a shard reports at reconciliation."""
+    _count("live", len(live), LIVE_MAX)
+    for one in live:
+        vet_name("reservation_id", one.reservation_id)
+        vet_name("runner", one.runner)
+        vet_amount("partition", one.partition, INT_MAX)
+        vet_amounts("granted", one.granted, DEMANDS_MAX + 1)
+
+
+def vet_registration(*, runner: str, fleet: str, partition: int, credit: int, ttl_ms: int) -> None:
+    """A runner's announcement."""
+    vet_name("runner", runner)
+    vet_name("fleet", fleet)
+    vet_amount("partition", partition, PARTITIONS_MAX - 1)
+    vet_amount("credit", credit, CREDIT_MAX)
+    if ttl_ms < 1:
+        raise ValueError(f"ttl_ms={ttl_ms}: must be at least 1")
+    vet_amount("ttl_ms", ttl_ms, TTL_MS_MAX)
+
+
+def vet_ids(field: str, ids: Sequence[str]) -> None:
+    """A bounded list of names."""
+    _count(field, len(ids), IDS_MAX)
+    for reservation_id in ids:
+        vet_name(field, reservation_id)
+
+
+def vet_name(field: str, value: str) -> None:
+    """Text of 1 to NAME_BYTES_MAX bytes."""
+    if not 0 < len(value.encode()) <= NAME_BYTES_MAX:
+        raise ValueError(f"{field}={value[:80]!r}: must have 1 to {NAME_BYTES_MAX} bytes")
+
+
+def vet_amounts(field: str, amounts: Mapping[str, int], count_max: int) -> None:
+    """A bounded map of names to amounts."""
+    _count(field, len(amounts), count_max)
+    for name, amount in amounts.items():
+        vet_name(field, name)
+        vet_amount(f"{field}[{name}]", amount)
+
+
+def vet_amount(field: str, value: int, limit: int = QUANTITY_MAX) -> None:
+    """An integer from 0 to `limit`; a float, a bool, NaN or a string is a ValueError too."""
+    if type(value) is not int or not 0 <= value <= limit:
+        raise ValueError(f"{field}={value!r}: must be an integer between 0 and {limit}")
+
+
+def _count(field: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise ValueError(f"{field}: {count} entries in one call, at most {limit}")
