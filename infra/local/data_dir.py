@@ -5,17 +5,21 @@ import fcntl
 import json
 import os
 import secrets
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from laxity.infra.local.errors import StackError
+from laxity.schemas.timing import Clock, SystemClock
 
 RECORD_FORMAT = 1
 PASSWORD_BYTES = 24
+LOCK_POLL_S = 0.02
+LOCK_WAIT_MS = 2_000  # far longer than a killed process takes to go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +105,25 @@ def read_record(data: DataDir) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("format") == RECORD_FORMAT else None
 
 
-@contextmanager
-def held(data: DataDir) -> Iterator[bool]:
-    """Try to hold the directory's lock; yields whether it was free. Never waits."""
-    data.create()
-    with data.lock_file.open("w") as file:
+def _try_lock(file: IO[str], clock: Clock, wait_ms: int) -> bool:
+    until_ms = clock.monotonic_ms() + wait_ms
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            if clock.monotonic_ms() >= until_ms:
+                return False
+            time.sleep(LOCK_POLL_S)
         else:
-            yield True
+            return True
+
+
+@contextmanager
+def held(data: DataDir, *, wait_ms: int = 0) -> Iterator[bool]:
+    """Try to hold the directory's lock; yields whether that worked.
+
+    `wait_ms` is for a supervisor that was just killed: its lock goes with its last thread, a moment after its pid.
+    """
+    data.create()
+    with data.lock_file.open("w") as file:
+        yield _try_lock(file, SystemClock(), wait_ms)

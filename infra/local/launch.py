@@ -9,7 +9,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 from laxity.infra.local.child import tail
-from laxity.infra.local.data_dir import DataDir, held, read_record
+from laxity.infra.local.data_dir import LOCK_WAIT_MS, DataDir, held, read_record
 from laxity.infra.local.endpoints import Endpoints, endpoints, supervisor_of
 from laxity.infra.local.errors import StackError
 from laxity.infra.local.pids import is_alive, send
@@ -117,7 +117,7 @@ def _clear(data: DataDir) -> int:
     """End survivors under the lock; 0 if the directory does not exist."""
     if not data.root.exists():
         return 0
-    with held(data) as free:
+    with held(data, wait_ms=LOCK_WAIT_MS) as free:
         if not free:
             raise StackError(f"{data.root} is in use", "a supervisor is just starting or ending", "try again")
         return end_survivors(data)

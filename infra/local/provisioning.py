@@ -1,4 +1,4 @@
-"""Between the servers and the schedulers: check existing services, then topics and subjects."""
+"""Before our servers: check the given ones. Between servers and schedulers: topics and subjects."""
 
 import asyncio
 from importlib import import_module
@@ -11,7 +11,7 @@ from laxity.infra.local.plan import WORKERS, StackPlan
 from laxity.infra.local.probes import Probe, http_probe, kafka_probe, redis_probe
 
 PROBE_EVERY_S = 0.2
-EXISTING_TIMEOUT_S = 10.0  # a service that was named by hand should be up
+EXISTING_TIMEOUT_S = 5.0  # a service that was named by hand should be up
 MODULE = "laxity.infra.provision"
 
 
@@ -49,7 +49,6 @@ async def check_existing(plan: StackPlan) -> None:
 
 async def provision(plan: StackPlan, endpoints: Endpoints) -> None:
     """Create topics and subjects, if any of our own processes is going to need them."""
-    await check_existing(plan)
     if plan.roles & set(WORKERS[1:]) and find_spec(MODULE):
         module: Any = import_module(MODULE)
         await asyncio.to_thread(module.provision, endpoints, plan.prefix)

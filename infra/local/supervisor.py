@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from laxity.infra.local import control
 from laxity.infra.local.child import Child, Hooks, State
-from laxity.infra.local.data_dir import RECORD_FORMAT, held, write_private
+from laxity.infra.local.data_dir import LOCK_WAIT_MS, RECORD_FORMAT, held, write_private
 from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.errors import StackError
 from laxity.infra.local.leash import line_for
@@ -20,7 +20,7 @@ from laxity.infra.local.pids import ProcessId, identify
 from laxity.infra.local.plan import StackPlan
 from laxity.infra.local.ports import settle_ports
 from laxity.infra.local.processes import process_table, provider_ledger, stack_endpoints
-from laxity.infra.local.provisioning import provision
+from laxity.infra.local.provisioning import check_existing, provision
 from laxity.infra.local.software import Software
 from laxity.infra.local.survivors import end_survivors
 from laxity.schemas.timing import Clock, SystemClock
@@ -105,6 +105,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         self._record()
+        await check_existing(self._plan)
         for stage in STAGES:
             children = [child for child in self._children if child.spec.role in stage]
             for child in children:
@@ -177,7 +178,7 @@ def supervise(
     on_ready: OnReady = lambda _: None,
 ) -> signal.Signals:
     """Run the plan until a signal, which is returned, holding the data directory's lock. Blocks."""
-    with held(plan.data) as free:
+    with held(plan.data, wait_ms=LOCK_WAIT_MS) as free:
         if not free:
             raise StackError(
                 f"{plan.data.root} is in use", "a supervisor runs there", "laxity status, or laxity down"
