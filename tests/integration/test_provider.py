@@ -497,8 +497,12 @@ async def test_ctrl_c_ends_with_130(ledger: Path) -> None:
 
 async def failure_of(ledger: Path, *options: str) -> tuple[int | None, str]:
     child = await spawn(ledger, *options)
-    async with asyncio.timeout(WAIT_S):
-        _, errors = await child.communicate()
+    try:
+        async with asyncio.timeout(WAIT_S):
+            _, errors = await child.communicate()
+    finally:
+        if child.returncode is None:  # it served although it should not have
+            child.kill()
     return child.returncode, errors.decode()
 
 
