@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -20,6 +20,7 @@ from laxity.schemas.registry import Registry, RegistryUnavailable
 from laxity.schemas.serde import HEADER_BYTES, Codec, Pin, Undecodable, decode_row
 from laxity.schemas.settings import Settings
 from laxity.schemas.timing import Clock, SystemClock
+from laxity.schemas.topics import written_records
 
 TOPIC = "contracts"
 READ_TIMEOUT_MS = 15_000  # a broker that is starting answers within that
@@ -71,7 +72,11 @@ def open_codec(
                 verify_contracts(contracts.values(), registry)
         except RegistryUnavailable as error:
             _log.warning("working by the pinned contracts alone: %s", error)
-    return codec_of(contracts.values())
+    codec = codec_of(contracts.values())
+    missing = sorted(record.__name__ for record in written_records() - set(codec.ids()))
+    if missing:
+        raise ContractError(f"no schema id is pinned for {', '.join(missing)}: run `laxity topics apply`")
+    return codec
 
 
 def read_contracts(settings: Settings, clients: KafkaClients, clock: Clock) -> dict[str, Contract]:
@@ -144,8 +149,3 @@ def _pin(contract: Contract) -> Pin | None:
     except KeyError:
         return None
     return Pin(registry_id=contract.registry_id, record=record, schema=contract.schema)
-
-
-def by_fingerprint(contracts: Mapping[str, Contract], schema: str) -> Contract | None:
-    """The contract of a schema text, whatever its docs say."""
-    return contracts.get(fingerprint(schema))

@@ -111,6 +111,7 @@ def quiet_logger() -> logging.Logger:
     logger = logging.getLogger("laxity.kafka")
     if not any(isinstance(f, _OncePer) for f in logger.filters):
         logger.addFilter(_OncePer(REPEAT_S))
+        logger.addHandler(logging.NullHandler())  # silent until the process sets up its logging
     return logger
 
 

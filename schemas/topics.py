@@ -86,6 +86,11 @@ def catalogue(fleets: Mapping[str, int], shards: int = SHARDS_DEFAULT) -> tuple[
     return (*_inputs(shards), *_dispatch(fleets), *_facts(shards), *_tables(shards), *_dead_letters(shards))
 
 
+def written_records() -> frozenset[type]:
+    """Records that some topic holds: each must have a schema id before a process starts."""
+    return frozenset(topic.record for topic in catalogue({"any": 1}) if topic.record)
+
+
 def _inputs(shards: int) -> Iterable[Topic]:
     """What shard i reads: partition i of each."""
     for tier in TIERS:
