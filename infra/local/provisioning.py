@@ -1,18 +1,15 @@
 """Before our servers: check the given ones. Between servers and schedulers: topics and subjects."""
 
 import asyncio
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.errors import StackError
-from laxity.infra.local.plan import WORKERS, StackPlan
+from laxity.infra.local.plan import StackPlan
 from laxity.infra.local.probes import Probe, http_probe, kafka_probe, redis_probe
 
 PROBE_EVERY_S = 0.2
 EXISTING_TIMEOUT_S = 5.0  # a service that was named by hand should be up
-MODULE = "laxity.infra.provision"
+NEED_TOPICS = frozenset({"scheduler", "runner"})
 
 
 def existing_probes(plan: StackPlan) -> list[tuple[str, Probe]]:
@@ -49,6 +46,18 @@ async def check_existing(plan: StackPlan) -> None:
 
 async def provision(plan: StackPlan, endpoints: Endpoints) -> None:
     """Create topics and subjects, if any of our own processes is going to need them."""
-    if plan.roles & set(WORKERS[1:]) and find_spec(MODULE):
-        module: Any = import_module(MODULE)
-        await asyncio.to_thread(module.provision, endpoints, plan.prefix)
+    if plan.roles & NEED_TOPICS:
+        await asyncio.to_thread(_provision, plan, endpoints)
+
+
+def _provision(plan: StackPlan, endpoints: Endpoints) -> None:
+    from laxity.infra.provision import ProvisionError, provision_stack  # noqa: PLC0415  # keeps --help quick
+    from laxity.schemas.config import ConfigError  # noqa: PLC0415
+    from laxity.schemas.contracts import ContractError  # noqa: PLC0415
+    from laxity.schemas.registry import RegistryError  # noqa: PLC0415
+    from laxity.schemas.settings import SettingsError  # noqa: PLC0415
+
+    try:
+        provision_stack(endpoints, plan.prefix, plan.config)
+    except (ProvisionError, ConfigError, ContractError, RegistryError, SettingsError) as error:
+        raise StackError("cannot set up topics and subjects", str(error), "laxity topics plan") from error
