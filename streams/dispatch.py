@@ -144,6 +144,9 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
     refused: set[bytes] = set()
     for refusal in answer.refusals:
         nomination = by_id[refusal.reservation_id]
+        if refusal.reason == Reason.GONE:
+            _skip_number(batch, nomination)
+            continue
         if ":" in refusal.resource:
             cycle.local += _park(batch, nomination, refusal)
             continue
@@ -218,6 +221,12 @@ def _order(batch: Batch, task_id: str, row: TaskRow, grant: Grant) -> Dispatch:
         checkpoint=row.checkpoint,
         headers=trigger.headers,
     )
+
+
+def _skip_number(batch: Batch, nomination: Nomination) -> None:
+    """The number was ended before it was used: ask under the next one."""
+    row = replace(nomination.row, dispatch_no=nomination.row.dispatch_no + 1)
+    batch.tables.put_task(nomination.task_id, row)
 
 
 def _park(batch: Batch, nomination: Nomination, refusal: Refusal) -> list[Write]:

@@ -97,6 +97,11 @@ class Scheduler:
         """Of the last committed batch."""
         return self._row.batch
 
+    @property
+    def now_ms(self) -> int:
+        """Of the batch in the making, else of the last one; never goes back."""
+        return self._row.now_ms if self._open is None else self._open.work.now_ms
+
     def mark(self, topic: str) -> int:
         """Applied mark: the next offset expected; 0: none yet."""
         return next((m.next for m in self._row.marks if m.topic == topic), 0)

@@ -1,0 +1,157 @@
+"""A runner and a provider in memory: the effect protocol step by step, with a chance to crash between any two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from laxity.schemas.identity import effect_key, reservation_id
+from laxity.schemas.records import Dispatch, Outcome
+from laxity.schemas.timing import Clock
+from laxity.streams.ledger.protocol import LedgerUnavailable, RunnerLedger
+from laxity.streams.simulator.host import World, never
+
+RUNNER_STEPS = ("before_claim", "after_claim", "before_call", "after_call", "after_result", "before_commit")
+REGISTRATION_TTL_MS = 3_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Provider:
+    """Keeps the effects it applied: (idempotency key, task id). `dedupe`: a key is applied once."""
+
+    dedupe: bool = True
+    effects: list[tuple[str, str]] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+
+    def call(self, key: str, task_id: str) -> None:
+        """Apply an effect, or answer from memory."""
+        if not (self.dedupe and key in self._seen):
+            self.effects.append((key, task_id))
+        self._seen.add(key)
+
+
+Verdict = Callable[[Dispatch], tuple[str, str, bool]]
+"""What an agent makes of a dispatch: outcome kind, code, retryable."""
+
+
+def success(_dispatch: Dispatch) -> tuple[str, str, bool]:
+    """An agent that never fails."""
+    return "succeeded", "", False
+
+
+class SimRunner:
+    """One process of one fleet with one partition of its dispatch topic."""
+
+    def __init__(
+        self,
+        name: str,
+        world: World,
+        ledger: RunnerLedger,
+        provider: Provider,
+        clock: Clock,
+        *,
+        partition: int,
+        fleet: str = "default",
+        slots: int = 4,
+        verdict: Verdict = success,
+        reach: Callable[[str], None] = never,
+    ) -> None:
+        """What lies below the log's end now was sent to somebody else: it is bounced."""
+        self.name, self._fleet, self._partition, self._slots = name, fleet, partition, slots
+        self._world, self._ledger, self._provider, self._clock = world, ledger, provider, clock
+        self._verdict, self._reach = verdict, reach
+        topic = f"dispatch.{fleet}"
+        self._topic = topic
+        self._position = world.log.committed.get((topic, partition), 0)
+        self._born = world.log.end(topic, partition)
+        self._running: list[tuple[str, Dispatch]] = []
+
+    def register(self) -> None:
+        """Announce the slots."""
+        self._ledger.register(
+            runner=self.name,
+            fleet=self._fleet,
+            partition=self._partition,
+            credit=self._slots,
+            ttl_ms=REGISTRATION_TTL_MS,
+        )
+
+    def tick(self) -> bool:
+        """Register, take what came, finish what ran, renew; whether anything was done. Raises Crash where `reach` says so."""
+        try:
+            self.register()
+            self._renew()
+            finished = self._finish()
+            return self._take() or finished
+        except LedgerUnavailable:
+            return False
+
+    def _renew(self) -> None:
+        orders = self._ledger.renew(runner=self.name, reservation_ids=[r for r, _ in self._running])
+        self._running = [(r, d) for r, d in self._running if orders[r] in {"ok", "recovering"}]
+
+    def _take(self) -> bool:
+        records = self._world.log.read(self._topic, self._partition, self._position)
+        for record in records:
+            dispatch = self._world.codec.decode(Dispatch, record.value)
+            if record.offset < self._born:
+                self._report(dispatch, "bounced", code="redelivered")
+            else:
+                self._begin(dispatch)
+            self._position = record.offset + 1
+        return bool(records)
+
+    def _begin(self, dispatch: Dispatch) -> None:
+        name = reservation_id(dispatch.task_id, dispatch.generation, dispatch.dispatch_no)
+        if dispatch.firm and self._clock.now_ms() > dispatch.latest_start_ms:
+            self._report(dispatch, "bounced", code="late")
+            return
+        self._reach("before_claim")
+        if self._ledger.claim(reservation_id=name, runner=self.name).verdict != "claimed":
+            self._report(dispatch, "bounced", code="not_claimed")
+            return
+        self._reach("after_claim")
+        self._report(dispatch, "started")
+        self._running.append((name, dispatch))
+
+    def _finish(self) -> bool:
+        finished, self._running = self._running, []
+        for name, dispatch in finished:
+            kind, code, retryable = self._verdict(dispatch)
+            self._reach("before_call")
+            if kind == "succeeded":
+                key = effect_key(dispatch.tenant, dispatch.task_id, dispatch.effect_generation, "")
+                self._provider.call(key, dispatch.task_id)
+            self._reach("after_call")
+            self._report(dispatch, kind, code=code, retryable=retryable, result=b"{}")
+            self._reach("after_result")
+            self._ledger.release(reservation_id=name, runner=self.name, used={})
+            self._reach("before_commit")
+        if not self._running:
+            self._world.log.committed[self._topic, self._partition] = self._position
+        return bool(finished)
+
+    def _report(
+        self,
+        dispatch: Dispatch,
+        kind: str,
+        *,
+        code: str = "",
+        retryable: bool = False,
+        result: bytes | None = None,
+    ) -> None:
+        outcome = Outcome(
+            kind=kind,
+            task_id=dispatch.task_id,
+            generation=dispatch.generation,
+            dispatch_no=dispatch.dispatch_no,
+            attempt=dispatch.attempt,
+            runner=self.name,
+            at_ms=self._clock.now_ms(),
+            code=code,
+            retryable=retryable,
+            result=result,
+        )
+        value = self._world.codec.encode(outcome)
+        key = dispatch.task_id.encode()
+        self._world.log.append(("outcomes", dispatch.shard, key, value, ()), self._clock.now_ms())
