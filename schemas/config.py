@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources as package_files
 from pathlib import Path
 from types import MappingProxyType
@@ -143,7 +143,7 @@ class Config:
             "policy": self.policy,
             "resources": {name: asdict(r) for name, r in self.resources.items()},
             "fleets": {name: asdict(f) for name, f in self.fleets.items()},
-            "types": {name: asdict(t) | {"demands": dict(t.demands)} for name, t in self.types.items()},
+            "types": {name: asdict(replace(t, demands=dict(t.demands))) for name, t in self.types.items()},
             "tiers": [asdict(t) for t in self.tiers],
             "prices": asdict(self.prices),
         }
