@@ -150,7 +150,8 @@ class Books:
 
     def reap(self, now_ms: int) -> list[str]:
         """End what has lapsed, oldest first, at most REAP_MAX leases and tombstones; the names of what was freed."""
-        for lapsed in _oldest(((t[0], i) for i, t in self.tombstones.items()), now_ms):
+        buried = ((2 * until_ms + ended, i) for i, (until_ms, ended) in self.tombstones.items())
+        for lapsed in _oldest(buried, 2 * now_ms + 1):
             del self.tombstones[lapsed]
         freed = []
         for lapsed in _oldest(((r.expires_ms, i) for i, r in self.reservations.items()), now_ms):

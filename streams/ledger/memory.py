@@ -19,6 +19,7 @@ from laxity.streams.ledger.limits import (
     LEASE_TTL_MS,
     REAPED_MAX,
     SLOT_RETRY_MS,
+    USED_MAX,
     Limits,
     RateLimit,
 )
@@ -34,10 +35,10 @@ from laxity.streams.ledger.protocol import (
 )
 from laxity.streams.ledger.reconciliation import Reconciliation
 from laxity.streams.ledger.vetting import (
-    USED_MAX,
     vet_amount,
     vet_amounts,
     vet_exchange,
+    vet_fleet,
     vet_ids,
     vet_live,
     vet_name,
@@ -193,7 +194,7 @@ class MemoryLedger:
     def deregister(self, *, runner: str, fleet: str) -> None:
         """See RunnerLedger."""
         vet_name("runner", runner)
-        vet_name("fleet", fleet)
+        vet_fleet(fleet)
         self._now_ms()
         self._next()
         self.books.retire((fleet, runner))
@@ -312,7 +313,7 @@ class MemoryLedger:
         return 0 if len(self.reports) >= self._shards or now_ms >= opens_ms else opens_ms
 
     def _next(self) -> None:
-        self.sequence += 1
+        self.sequence += bool(self.epoch_key)
 
     def _admission(self, shard: int, now_ms: int) -> Admission:
         moment = Moment(

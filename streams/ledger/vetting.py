@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from laxity.schemas.limits import DEMANDS_MAX, INT_MAX, PARTITIONS_MAX, QUANTITY_MAX, SHARDS_MAX
-from laxity.streams.ledger.limits import CANDIDATES_MAX, CREDIT_MAX, FLEET_PREFIX, IDS_MAX, LIVE_MAX
+from laxity.streams.ledger.limits import (
+    CANDIDATES_MAX,
+    CREDIT_MAX,
+    FLEET_PREFIX,
+    IDS_MAX,
+    LIVE_MAX,
+    RESOURCES_MAX,
+    USED_MAX,
+)
 from laxity.streams.ledger.protocol import Exchange, Live
 
 NAME_BYTES_MAX: Final = 512  # an id, a resource with its key, a runner: what a script compares and stores
+GRANTED_MAX: Final = 64  # demands, the fleet, and what further calls added
 TTL_MS_MAX: Final = 24 * 3_600_000  # a registration that outlives a day is a mistake
-USED_MAX: Final = 64  # counts in one usage report: demands and a provider's own
 
 
 def vet_exchange(request: Exchange) -> None:
@@ -26,11 +34,13 @@ def vet_exchange(request: Exchange) -> None:
         vet_amounts("used", settle.used, USED_MAX)
     for candidate in request.candidates:
         vet_name("reservation_id", candidate.reservation_id)
-        vet_name("fleet", candidate.fleet)
+        vet_fleet(candidate.fleet)
         vet_amounts("demands", candidate.demands, DEMANDS_MAX)
         for name in candidate.demands:
             if name.startswith(FLEET_PREFIX):
                 raise ValueError(f"demand {name!r}: a fleet is asked by `fleet`, not as a demand")
+    named = {name for candidate in request.candidates for name in candidate.demands}
+    _count("demands of all candidates", len(named), RESOURCES_MAX)
 
 
 def vet_owner(shard: int, owner_epoch: int) -> None:
@@ -46,13 +56,16 @@ def vet_live(live: Sequence[Live]) -> None:
         vet_name("reservation_id", one.reservation_id)
         vet_name("runner", one.runner)
         vet_amount("partition", one.partition, INT_MAX)
-        vet_amounts("granted", one.granted, DEMANDS_MAX + 1)
+        vet_amounts("granted", one.granted, GRANTED_MAX)
+        for name in one.granted:
+            if name.startswith(FLEET_PREFIX):
+                vet_fleet(name.removeprefix(FLEET_PREFIX))
 
 
 def vet_registration(*, runner: str, fleet: str, partition: int, credit: int, ttl_ms: int) -> None:
     """A runner's announcement."""
     vet_name("runner", runner)
-    vet_name("fleet", fleet)
+    vet_fleet(fleet)
     vet_amount("partition", partition, PARTITIONS_MAX - 1)
     vet_amount("credit", credit, CREDIT_MAX)
     if ttl_ms < 1:
@@ -71,6 +84,13 @@ def vet_name(field: str, value: str) -> None:
     """Text of 1 to NAME_BYTES_MAX bytes."""
     if not 0 < len(value.encode()) <= NAME_BYTES_MAX:
         raise ValueError(f"{field}={value[:80]!r}: must have 1 to {NAME_BYTES_MAX} bytes")
+
+
+def vet_fleet(value: str) -> None:
+    """A name without '/', which joins it to a runner's."""
+    vet_name("fleet", value)
+    if "/" in value:
+        raise ValueError(f"fleet={value!r}: must not contain '/'")
 
 
 def vet_amounts(field: str, amounts: Mapping[str, int], count_max: int) -> None:

@@ -1,0 +1,138 @@
+"""The real ledger: decisions run as scripts on Redis (6.2 or later) or Valkey, by the server's own time.
+
+One object per process, used by one thread at a time (the ledger thread of a scheduler, the lease thread of a runner).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from laxity.streams.ledger import decisions
+from laxity.streams.ledger.decisions import Decision
+from laxity.streams.ledger.limits import CONFIG_RETRY_MS, LEASE_TTL_MS, USED_MAX, Limits, RateLimit
+from laxity.streams.ledger.protocol import Answer, Call, Claim, Exchange, Live, Reconciled
+from laxity.streams.ledger.scripts import channel, keys
+from laxity.streams.ledger.vetting import (
+    vet_amount,
+    vet_amounts,
+    vet_exchange,
+    vet_fleet,
+    vet_ids,
+    vet_live,
+    vet_name,
+    vet_owner,
+    vet_registration,
+)
+from laxity.streams.ledger.wire import TIMEOUT_S, Run, Wire
+from laxity.streams.reasons import Reason
+
+Result = TypeVar("Result")
+SERVER_TIME = ""  # the first argument of every script; tests give a time of their own instead
+
+
+class RedisLedger:
+    """Both doors, ShardLedger and RunnerLedger. `prefix` is the deployment's (`laxity.`); `shards` its number of shards, set once.
+
+    Every method raises LedgerUnavailable when there is no answer in time: what was asked is then unknown.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        limits: Limits,
+        shards: int,
+        prefix: str = "laxity.",
+        ttl_ms: int = LEASE_TTL_MS,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._wire = Wire(url, timeout_s=timeout_s)
+        self._limits = limits
+        self._shards, self._ttl_ms = shards, ttl_ms
+        self._keys, self._channel = keys(prefix), channel(prefix)
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._wire.close()
+
+    # The shard's door
+
+    def exchange(self, request: Exchange) -> Answer:
+        """See ShardLedger. `woken` is what this very call freed; others' are heard by `wakes.py`."""
+        vet_exchange(request)
+        return self._decide(decisions.exchange(request, self._limits))
+
+    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+        """See ShardLedger."""
+        vet_owner(shard, owner_epoch)
+        vet_live(live)
+        return self._decide(
+            decisions.reconcile(
+                shard=shard,
+                owner_epoch=owner_epoch,
+                seen_epoch=seen_epoch,
+                live=live,
+                new_key=secrets.token_hex(8),
+                limits=self._limits,
+            )
+        )
+
+    # The runner's door
+
+    def register(self, *, runner: str, fleet: str, partition: int, credit: int, ttl_ms: int) -> str:
+        """See RunnerLedger."""
+        vet_registration(runner=runner, fleet=fleet, partition=partition, credit=credit, ttl_ms=ttl_ms)
+        return self._decide(
+            decisions.register(runner=runner, fleet=fleet, partition=partition, credit=credit, ttl_ms=ttl_ms)
+        )
+
+    def deregister(self, *, runner: str, fleet: str) -> None:
+        """See RunnerLedger."""
+        vet_name("runner", runner)
+        vet_fleet(fleet)
+        self._decide(decisions.deregister(runner=runner, fleet=fleet))
+
+    def claim(self, *, reservation_id: str, runner: str) -> Claim:
+        """See RunnerLedger."""
+        vet_name("reservation_id", reservation_id)
+        vet_name("runner", runner)
+        return self._decide(decisions.claim(reservation_id=reservation_id, runner=runner))
+
+    def renew(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, str]:
+        """See RunnerLedger."""
+        vet_name("runner", runner)
+        vet_ids("reservation_ids", reservation_ids)
+        return self._decide(decisions.renew(runner=runner, reservation_ids=reservation_ids))
+
+    def call(self, *, reservation_id: str, runner: str, resource: str, amount: int) -> Call:
+        """See RunnerLedger."""
+        vet_name("reservation_id", reservation_id)
+        vet_name("runner", runner)
+        vet_amount("amount", amount)
+        limit = self._limits.of_demand(resource)
+        if not isinstance(limit, RateLimit):
+            return Call(granted=False, retry_ms=CONFIG_RETRY_MS, reason=Reason.UNKNOWN_RESOURCE)
+        return self._decide(
+            decisions.call(
+                reservation_id=reservation_id, runner=runner, resource=resource, amount=amount, limit=limit
+            )
+        )
+
+    def release(self, *, reservation_id: str, runner: str, used: Mapping[str, int]) -> bool:
+        """See RunnerLedger."""
+        vet_name("reservation_id", reservation_id)
+        vet_name("runner", runner)
+        vet_amounts("used", used, USED_MAX)
+        return self._decide(decisions.release(reservation_id=reservation_id, runner=runner, used=used))
+
+    def _decide(self, decision: Decision[Result]) -> Result:
+        def compose(run_id: str) -> list[Run]:
+            common = (SERVER_TIME, run_id, self._channel, self._ttl_ms, self._shards)
+            return [
+                (name, (len(self._keys), *self._keys, *common, *arguments))
+                for name, arguments in decision.steps
+            ]
+
+        return decision.read(self._wire.evaluate(compose))
