@@ -81,8 +81,6 @@ class _Source:
 
     def record(self, writer: dict[str, Any], reader: dict[str, Any], cls: type, depth: int) -> str:
         """Adds a function (b, i, n) -> (record, i); returns its name."""
-        if depth > limits.SCHEMA_DEPTH_MAX:
-            raise ValueError(f"schema nests deeper than {limits.SCHEMA_DEPTH_MAX}")
         _same("record name", writer["name"].rpartition(".")[2], reader["name"])
         name = f"read_{cls.__name__}_{next(self._count)}"
         wanted = {f["name"]: f for f in reader["fields"]}
@@ -131,6 +129,8 @@ class _Source:
 
     def value(self, writer: Any, reader: Any, target: str, depth: int) -> list[str]:
         """Lines that read one value into `target`."""
+        if depth > limits.SCHEMA_DEPTH_MAX:
+            raise ValueError(f"schema nests deeper than {limits.SCHEMA_DEPTH_MAX}")
         if isinstance(writer, list):
             return self._optional(writer, reader, target, depth)
         kind, mine = (t["type"] if isinstance(t, dict) else t for t in (writer, reader))

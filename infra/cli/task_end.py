@@ -44,9 +44,7 @@ class TaskEnds:
                     return _document(event)
         finally:
             self._consumer.close()
-        raise CommandError(
-            f"task {task_id} has not ended within {timeout_ms} ms", "it goes on", "laxity status"
-        )
+        raise CommandError(f"task {task_id} has not ended within {timeout_ms} ms", "it goes on")
 
     def _end(self, topic: str, number: int) -> TopicPartition:
         _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_ASK_S)
