@@ -17,11 +17,9 @@ from laxity.infra.demo.provider.settings import (
 
 if TYPE_CHECKING:
     from laxity.infra.demo.provider.server import RunningProvider
+    from laxity.infra.demo.provider.settings import ModelLimit
 
 app = typer.Typer()
-DEFAULT_MODELS = [
-    "demo:1200:2000000"
-]  # room for the recorded conversation trace at speed 1, three times over
 
 
 @app.command()
@@ -31,8 +29,11 @@ def provider(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
     model: Annotated[
-        list[str], typer.Option(help="NAME:RPM:TPM, a model and its limits per minute; may be repeated.")
-    ] = DEFAULT_MODELS,
+        list[str] | None,
+        typer.Option(
+            help="NAME:RPM:TPM, a model and its limits per minute; may be repeated. [the rates of laxity.toml]"
+        ),
+    ] = None,
     speed: Annotated[float, typer.Option(help="Divides service times and multiplies limits.")] = 1.0,
     dedupe: Annotated[
         bool,
@@ -53,7 +54,7 @@ def provider(
     try:
         settings = ProviderSettings(
             ledger=ledger,
-            models=tuple(parse_model(text) for text in model),
+            models=tuple(parse_model(text) for text in model or ()) or _configured(),
             host=host,
             port=port,
             speed=speed,
@@ -66,6 +67,18 @@ def provider(
     except ProviderSettingsError as error:
         raise CommandError(str(error), code=ExitCode.USAGE) from error
     _serve(settings)
+
+
+def _configured() -> "tuple[ModelLimit, ...]":
+    """One model per rate of the configuration, so that the provider's limits are those of our resources."""
+    from laxity.infra.demo.provider.settings import model_of  # noqa: PLC0415
+    from laxity.schemas.config import ConfigError, Rate, load  # noqa: PLC0415  keeps --help quick
+
+    try:
+        config = load()
+    except ConfigError as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from error
+    return tuple(model_of(rate) for rate in config.resources.values() if isinstance(rate, Rate))
 
 
 def _serve(settings: ProviderSettings) -> None:

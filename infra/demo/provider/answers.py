@@ -103,6 +103,20 @@ def key_reused(key: str) -> Answer:
     return failure(400, message, kind="idempotency_error", code="idempotency_key_reused")
 
 
+def effect_unsettled(key: str) -> Answer:
+    """409: nobody can say yet."""
+    return failure(
+        409, f"a call under Idempotency-Key {key!r} is under way", kind="idempotency_error", code="in_flight"
+    )
+
+
+def effect_unknown(key: str) -> Answer:
+    """404: no call under the key had an effect, and none is under way."""
+    return failure(
+        404, f"no effect under Idempotency-Key {key!r}", kind="idempotency_error", code="no_effect"
+    )
+
+
 def unknown_model(model: str, models: tuple[str, ...]) -> Answer:
     """404 with what there is."""
     message = f"model {model[:100]!r} is not on offer; there is {', '.join(models)}"

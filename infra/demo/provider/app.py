@@ -44,13 +44,18 @@ class _Surface:
             return await self._provider.reject(parse_origin(request.headers), error)
         return await self._provider.call(call)
 
+    async def effect(self, request: Request) -> Response:
+        """GET /v1/effects/KEY: what became of the calls under an Idempotency-Key. It is no call: nothing is done or counted."""
+        answer = self._provider.effect_of(request.path_params["key"])
+        return JSONResponse(dict(answer.body), status_code=answer.status)
+
     async def models(self, _request: Request) -> Response:
-        """GET /v1/models."""
+        """GET /v1/models: OpenAI's list, with each model's limits as they are enforced, and the speed."""
         data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "laxity"}
-            for name in self._provider.models
+            {"id": name, "object": "model", "created": 0, "owned_by": "laxity", "limits": limits}
+            for name, limits in self._provider.limits.items()
         ]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse({"object": "list", "data": data, "speed": self._provider.speed})
 
     async def livez(self, _request: Request) -> Response:
         """GET /livez: the loop turns."""
@@ -72,6 +77,7 @@ def build_app(provider: Provider) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/chat/completions", surface.chat, methods=["POST"]),
+            Route("/v1/effects/{key}", surface.effect),
             Route("/v1/models", surface.models),
             Route("/livez", surface.livez),
             Route("/readyz", surface.readyz),

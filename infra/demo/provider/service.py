@@ -7,6 +7,7 @@ find it applied or not, as with real providers. A call goes on when its caller h
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from laxity.infra.demo.generator import service_ms
 from laxity.infra.demo.provider.answers import (
     Answer,
     completion,
+    effect_unknown,
+    effect_unsettled,
     injected_429,
     injected_500,
     invalid,
@@ -58,6 +61,7 @@ class Provider:
             seed=settings.seed, rate_429=settings.inject_429, rate_500=settings.inject_500
         )
         self._flights: dict[str, _Flight] = {}
+        self._under_way: Counter[str] = Counter()  # calls by key, also where keys are not deduplicated
         self.metrics = Metrics()
         lines = list(lines)
         self._memory = Memory(lines)
@@ -71,6 +75,19 @@ class Provider:
         return tuple(self._buckets)
 
     @property
+    def limits(self) -> dict[str, dict[str, int]]:
+        """What is enforced per minute, by model: at this provider's speed."""
+        return {
+            name: {"requests_per_minute": of.requests.limit, "tokens_per_minute": of.tokens.limit}
+            for name, of in self._buckets.items()
+        }
+
+    @property
+    def speed(self) -> float:
+        """How many times faster than recorded."""
+        return self._settings.speed
+
+    @property
     def healthy(self) -> bool:
         """The ledger takes lines."""
         return self._ledger.error is None
@@ -80,9 +97,22 @@ class Provider:
         arrived_ms = self._clock.now_ms()
         if call.model not in self._buckets:
             return await self._refuse_model(call, arrived_ms)
-        if not (self._settings.dedupe and call.origin.key):
-            return await self._attempt(call, arrived_ms)
-        return await self._once(call, arrived_ms)
+        key = call.origin.key
+        self._under_way[key] += 1
+        try:
+            deduplicated = self._settings.dedupe and bool(key)
+            return await (self._once if deduplicated else self._attempt)(call, arrived_ms)
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
+
+    def effect_of(self, key: str) -> Answer:
+        """The completion of the first effect under a key; 409 while a call may still have one, 404 if none had."""
+        known = self._memory.effect(key)
+        if known is not None:
+            return completion(known, max_tokens=known.charged - known.tokens_in)
+        return effect_unsettled(key) if key in self._under_way else effect_unknown(key)
 
     async def reject(self, origin: Origin, error: InvalidCallError) -> Answer:
         """Record and answer a request that is no valid call."""

@@ -12,6 +12,8 @@ from laxity.infra.demo.generator import FAILURE_RATE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from laxity.schemas.config import Rate
+
 PER_MINUTE_MAX = 10**12  # far above any real limit; keeps a slip of the keyboard from meaning "no limit"
 DRAIN_MS = 30_000  # the longest ordinary call: 1,000 generated tokens take 20 s at speed 1
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")  # it becomes a metric label
@@ -79,3 +81,12 @@ def parse_model(text: str) -> ModelLimit:
     if not (requests.isascii() and requests.isdecimal() and tokens.isascii() and tokens.isdecimal()):
         raise ProviderSettingsError(f"model is {text!r}; NAME:RPM:TPM is needed, as in small:600:400000")
     return ModelLimit(name=name, requests_per_minute=int(requests), tokens_per_minute=int(tokens))
+
+
+def model_of(rate: Rate) -> ModelLimit:
+    """A model with the limits of a resource; a dimension that is not limited there (0) gets the most there is."""
+    return ModelLimit(
+        name=rate.name,
+        requests_per_minute=rate.requests_per_minute or PER_MINUTE_MAX,
+        tokens_per_minute=rate.tokens_per_minute or PER_MINUTE_MAX,
+    )
