@@ -30,6 +30,7 @@ from laxity.streams.state.tables import Tables
 STATE_VERSION = 1
 SETTLES_PER_CALL_MAX = 256  # of one pipelined script; the rest goes with the next call
 LEDGER_RETRY_MS = 100  # no answer in time: ask again after this
+LEASE_CHECK_MS = 2_500  # while leases stand, the ledger is asked at least this often whether one lapsed
 
 _ORDER = ("control", "links", "outcomes", *(f"triggers.{tier}" for tier in TIERS))
 """The canonical order of topics inside a batch."""
@@ -74,7 +75,9 @@ class Scheduler:
         self._owed = dict(self._tables.settles())
         self._revoking: set[str] = set()
         self._unknown: set[str] = set()
+        self._leases = 0
         for task_id, row in self._tables.leased():
+            self._leases += 1
             self._note(task_id, row)
         self._tables.drop()
         self._acknowledge: tuple[str, ...] = ()
@@ -129,7 +132,7 @@ class Scheduler:
         ]
         self._tables.drop()
         settled = [
-            Live(reservation_id=r, runner="", partition=0, granted={}, active=False) for r in self._owed
+            Live(reservation_id=r, runner="-", partition=0, granted={}, active=False) for r in self._owed
         ]
         return found + settled
 
@@ -225,6 +228,9 @@ class Scheduler:
         self._ready.apply(opened.local)
         self._timers.apply(opened.local)
         self._admission = opened.admission
+        self._leases += sum(
+            1 if value is not None else -1 for key, value in opened.local if key[:1] == keys.LEASED
+        )
         for reservation, settle in self._tables.settle_changes():
             if settle is None:
                 self._owed.pop(reservation, None)
@@ -332,7 +338,9 @@ class Scheduler:
             return now_ms
         if answer is None and asked:
             return now_ms + LEDGER_RETRY_MS
-        return now_ms if self._owed or self._acknowledge else None
+        if self._owed or self._acknowledge:
+            return now_ms
+        return now_ms + LEASE_CHECK_MS if self._leases else None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from laxity.schemas.config import Config
@@ -139,9 +139,12 @@ class ShardHost:
             log.end(t, self._shard) > self._positions[t] for t in INPUTS
         )
 
-    def run(self, now_ms: int, most: int = RECORDS_MAX) -> Effects | None:
-        """One batch. Raises Crash where `reach` says so, FencedError where another took over. None: aborted, to be redone."""
-        batch = self._poll(now_ms, most)
+    def run(self, now_ms: int, most: int = RECORDS_MAX, *, late: Collection[str] = ()) -> Effects | None:
+        """One batch. Raises Crash where `reach` says so, FencedError where another took over. None: aborted, to be redone.
+
+        `late`: topics whose fetch has not come back yet.
+        """
+        batch = self._poll(now_ms, most, late)
         self._reach("after_poll")
         exchange = self.core.nominate(batch)
         self._reach("ledger_before")
@@ -168,10 +171,12 @@ class ShardHost:
             self._reconcile()
         return effects
 
-    def _poll(self, now_ms: int, most: int) -> BatchInput:
+    def _poll(self, now_ms: int, most: int, late: Collection[str]) -> BatchInput:
         records: list[Record] = []
         ranges: list[InputRange] = []
         for topic in INPUTS:
+            if topic in late:
+                continue
             first = self._positions[topic]
             found = self._world.log.read(topic, self._shard, first, most - len(records))
             end = self._world.log.end(topic, self._shard)

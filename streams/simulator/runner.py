@@ -39,6 +39,16 @@ def success(_dispatch: Dispatch) -> tuple[str, str, bool]:
     return "succeeded", "", False
 
 
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A claimed dispatch and what comes next."""
+
+    name: str
+    dispatch: Dispatch
+    go_on: Callable[[_Running], None]
+    verdict: tuple[str, str, bool] = ("", "", False)
+
+
 class SimRunner:
     """One process of one fleet with one partition of its dispatch topic."""
 
@@ -64,7 +74,7 @@ class SimRunner:
         self._topic = topic
         self._position = world.log.committed.get((topic, partition), 0)
         self._born = world.log.end(topic, partition)
-        self._running: list[tuple[str, Dispatch]] = []
+        self._running: list[_Running] = []
 
     def register(self) -> None:
         """Announce the slots."""
@@ -77,18 +87,13 @@ class SimRunner:
         )
 
     def tick(self) -> bool:
-        """Register, take what came, finish what ran, renew; whether anything was done. Raises Crash where `reach` says so."""
+        """Register, take what came, go one step on with what runs, renew; whether anything was done. Raises Crash where `reach` says so."""
         try:
             self.register()
-            self._renew()
-            finished = self._finish()
-            return self._take() or finished
+            moved = self._step()
+            return self._take() or moved
         except LedgerUnavailable:
             return False
-
-    def _renew(self) -> None:
-        orders = self._ledger.renew(runner=self.name, reservation_ids=[r for r, _ in self._running])
-        self._running = [(r, d) for r, d in self._running if orders[r] in {"ok", "recovering"}]
 
     def _take(self) -> bool:
         records = self._world.log.read(self._topic, self._partition, self._position)
@@ -102,6 +107,7 @@ class SimRunner:
         return bool(records)
 
     def _begin(self, dispatch: Dispatch) -> None:
+        """Claim, or say why not."""
         name = reservation_id(dispatch.task_id, dispatch.generation, dispatch.dispatch_no)
         if dispatch.firm and self._clock.now_ms() > dispatch.latest_start_ms:
             self._report(dispatch, "bounced", code="late")
@@ -111,25 +117,49 @@ class SimRunner:
             self._report(dispatch, "bounced", code="not_claimed")
             return
         self._reach("after_claim")
-        self._report(dispatch, "started")
-        self._running.append((name, dispatch))
+        self._running.append(_Running(name=name, dispatch=dispatch, go_on=self._report_start))
 
-    def _finish(self) -> bool:
-        finished, self._running = self._running, []
-        for name, dispatch in finished:
-            kind, code, retryable = self._verdict(dispatch)
-            self._reach("before_call")
-            if kind == "succeeded":
-                key = effect_key(dispatch.tenant, dispatch.task_id, dispatch.effect_generation, "")
-                self._provider.call(key, dispatch.task_id)
-            self._reach("after_call")
-            self._report(dispatch, kind, code=code, retryable=retryable, result=b"{}")
-            self._reach("after_result")
-            self._ledger.release(reservation_id=name, runner=self.name, used={})
-            self._reach("before_commit")
+    def _step(self) -> bool:
+        """One step of each running task: the clock may move between any two."""
+        running, self._running = self._running, []
+        for task in running:
+            task.go_on(task)
         if not self._running:
             self._world.log.committed[self._topic, self._partition] = self._position
-        return bool(finished)
+        return bool(running)
+
+    def _then(self, task: _Running, go_on: Callable[[_Running], None]) -> None:
+        task.go_on = go_on
+        self._running.append(task)
+
+    def _report_start(self, task: _Running) -> None:
+        self._report(task.dispatch, "started")
+        self._then(task, self._perform)
+
+    def _perform(self, task: _Running) -> None:
+        """The fence is checked right before the call."""
+        order = self._ledger.renew(runner=self.name, reservation_ids=[task.name])[task.name]
+        if order != "ok":
+            return
+        kind, code, retryable = self._verdict(task.dispatch)
+        self._reach("before_call")
+        if kind == "succeeded":
+            dispatch = task.dispatch
+            key = effect_key(dispatch.tenant, dispatch.task_id, dispatch.effect_generation, "")
+            self._provider.call(key, dispatch.task_id)
+        self._reach("after_call")
+        task.verdict = (kind, code, retryable)
+        self._then(task, self._report_end)
+
+    def _report_end(self, task: _Running) -> None:
+        kind, code, retryable = task.verdict
+        self._report(task.dispatch, kind, code=code, retryable=retryable, result=b"{}")
+        self._reach("after_result")
+        self._then(task, self._release)
+
+    def _release(self, task: _Running) -> None:
+        self._ledger.release(reservation_id=task.name, runner=self.name, used={})
+        self._reach("before_commit")
 
     def _report(
         self,
