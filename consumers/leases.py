@@ -8,16 +8,19 @@ request was sent. After that the attempt is stopped, whatever the ledger thinks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from functools import partial
 from typing import Final, TypeVar
 
+from laxity.schemas.config import Config
 from laxity.schemas.crashpoints import reach
 from laxity.schemas.timing import Clock
-from laxity.streams.ledger.limits import LEASE_TTL_MS
+from laxity.streams.ledger.limits import LEASE_TTL_MS, Limits
 from laxity.streams.ledger.protocol import Call, Claim, LedgerUnavailable, RunnerLedger
+from laxity.streams.ledger.redis import RedisLedger
 
 T = TypeVar("T")
 Sleep = Callable[[int], Awaitable[None]]
@@ -76,12 +79,13 @@ class Lease:
 
 
 class Leases:
-    """All leases of one runner, on one event loop."""
+    """All leases of one runner, on one event loop. `ledger` and `beats` (renewals, registrations) are each used by one thread."""
 
     def __init__(
         self,
         ledger: RunnerLedger,
         *,
+        beats: RunnerLedger | None = None,
         runner: str,
         clock: Clock,
         sleep: Sleep,
@@ -90,6 +94,7 @@ class Leases:
     ) -> None:
         assert ttl_ms > FENCE_MARGIN_MS, f"ttl_ms {ttl_ms}, more than {FENCE_MARGIN_MS}"
         self._ledger = ledger
+        self._beats = beats or ledger
         self._runner = runner
         self._clock = clock
         self._sleep = sleep
@@ -133,7 +138,7 @@ class Leases:
             asked_ms = self._clock.monotonic_ms()
             try:
                 orders = await self._beat(
-                    partial(self._ledger.renew, runner=self._runner, reservation_ids=some)
+                    partial(self._beats.renew, runner=self._runner, reservation_ids=some)
                 )
             except LedgerUnavailable:
                 return False
@@ -186,7 +191,7 @@ class Leases:
         """Announce how many dispatches may stand here. False if the ledger did not answer."""
         try:
             await self._beat(
-                lambda: self._ledger.register(
+                lambda: self._beats.register(
                     runner=self._runner, fleet=fleet, partition=partition, credit=credit, ttl_ms=ttl_ms
                 )
             )
@@ -197,7 +202,7 @@ class Leases:
     async def deregister(self, *, fleet: str) -> bool:
         """Ask for no more dispatches. False if the ledger did not answer: the registration lapses by itself."""
         try:
-            await self._beat(lambda: self._ledger.deregister(runner=self._runner, fleet=fleet))
+            await self._beat(lambda: self._beats.deregister(runner=self._runner, fleet=fleet))
         except LedgerUnavailable:
             return False
         return True
@@ -242,3 +247,16 @@ class Leases:
 
     async def _beat(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lanes[1], call)
+
+
+@contextmanager
+def open_ledgers(
+    url: str, *, config: Config, shards: int, prefix: str
+) -> Iterator[tuple[RunnerLedger, RunnerLedger]]:
+    """Two connections to the real ledger: one for work, one for beats."""
+    limits = Limits.of(config)
+    with ExitStack() as stack:
+        doors = [RedisLedger(url, limits=limits, shards=shards, prefix=prefix) for _ in range(2)]
+        for door in doors:
+            stack.callback(door.close)
+        yield doors[0], doors[1]

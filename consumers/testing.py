@@ -73,6 +73,7 @@ class MemoryOutcomes:
         self.refuse: list[NotWritten] = []
         self.open = asyncio.Event()
         self.open.set()
+        self.close_after: int | None = None  # writes until `open` is cleared
         self._shards = shards
 
     @property
@@ -91,6 +92,8 @@ class MemoryOutcomes:
         if self.refuse:
             raise self.refuse.pop(0)
         self.written.append((partition, outcome))
+        if len(self.written) == self.close_after:
+            self.open.clear()
 
     def partitions(self) -> int:
         """How many shards there are."""

@@ -210,7 +210,7 @@ async def test_waiting_gives_the_slot_back_and_takes_it_again(make_world: Any) -
         async with ctx.waiting():
             inside.set()
             await leave.wait()
-        return world.slots.taken
+        return int(world.slots.taken)
 
     world = make_world(waits, slots=1)
     task = world.begin(world.reserve("waits"))

@@ -1,0 +1,58 @@
+"""A runner's logs: one JSON object a line on stderr. Payloads, results and keys are never logged.
+
+Events: runner.registered, runner.draining, runner.left_behind, runner.bug, runner.ended; intake.failed, partition.end_unknown,
+consumer.error, offsets.not_committed; dispatch.poison; outcome.not_written; leases.not_renewed, lease.not_released;
+attempt.left_to_its_lease; agent.raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+
+VALUE_CHARS_MAX: Final = 2_048  # a message of an agent may be of any length
+
+
+def configure(level: str) -> None:
+    """For the whole process; `level` as the standard library names it. Lines of other libraries take the same way."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.processors.format_exc_info,
+            _bounded,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    foreign = logging.StreamHandler(sys.stderr)
+    foreign.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _bounded,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(
+        level=max(logging.getLevelNamesMapping()[level.upper()], logging.WARNING), handlers=[foreign]
+    )
+
+
+def _bounded(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {
+        name: value[:VALUE_CHARS_MAX] if isinstance(value, str) else value for name, value in fields.items()
+    }
