@@ -1,0 +1,204 @@
+"""What the host asks of the cluster: topic ids, partition counts, ends, committed offsets, and changelogs to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented, not exported
+    AdminClient,
+    OffsetSpec,
+)
+
+from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF, error_of
+from laxity.streams.runtime.crashpoints import reach
+from laxity.streams.state.restore import Batch, OffsetGone
+
+REQUEST_S_MAX = 10.0  # at start and takeover
+QUICK_S_MAX = 2.0  # inside a batch
+RESTORE_RECORDS_MAX = 5_000  # of one write into the store: some MiB
+RESTORE_POLL_S = 0.2
+
+
+class ClusterError(Exception):
+    """The cluster did not answer, or a topic is missing; the message says which."""
+
+
+class Cluster:
+    """Thread-safe. `consumer()` makes an unassigned consumer that is no member of the group."""
+
+    def __init__(self, admin: AdminClient, consumer: Callable[[], Consumer]) -> None:
+        self._admin = admin
+        self._consumer = consumer
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        """Kafka's id of each topic. ClusterError names a topic that does not exist."""
+        found: dict[str, str] = {}
+        asked = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=REQUEST_S_MAX)
+        for topic, answer in asked.items():
+            try:
+                found[topic] = str(answer.result().topic_id)
+            except KafkaException as raised:
+                raise ClusterError(f"topic {topic}: {error_of(raised).str()}") from raised
+        return found
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has."""
+        try:
+            about = self._admin.list_topics(topic, timeout=REQUEST_S_MAX).topics[topic]
+        except KafkaException as raised:
+            raise ClusterError(f"topic {topic}: {error_of(raised).str()}") from raised
+        if about.error is not None:
+            raise ClusterError(f"topic {topic}: {about.error.str()}")
+        return len(about.partitions)
+
+    def end(self, topic: str, partition: int) -> int:
+        """High watermark, asked now: also what is not committed yet counts."""
+        wanted = {TopicPartition(topic, partition): OffsetSpec.latest()}  # type: ignore[no-untyped-call]
+        asked = self._admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=QUICK_S_MAX
+        )
+        try:
+            return int(next(iter(asked.values())).result().offset)
+        except KafkaException as raised:
+            raise ClusterError(f"end of {topic}/{partition}: {error_of(raised).str()}") from raised
+
+    def lookup(self) -> Lookup:
+        """A consumer for one takeover; close it."""
+        return Lookup(self._consumer())
+
+    def changelog(self, topic: str, partition: int, *, should_stop: Callable[[], bool]) -> KafkaChangelog:
+        """One partition of a changelog."""
+        return KafkaChangelog(
+            consumer=self._consumer,
+            topic=topic,
+            partition=partition,
+            topic_id=self.topic_ids([topic])[topic],
+            should_stop=should_stop,
+        )
+
+
+class Lookup:
+    """Committed offsets, watermarks, and whether records lie between two offsets."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def committed(self, topics: Sequence[str], partition: int) -> dict[str, int | None]:
+        """The group's offsets, once no transaction is pending on them."""
+        wanted = [TopicPartition(topic, partition) for topic in topics]
+        try:
+            found = self._consumer.committed(wanted, timeout=REQUEST_S_MAX)
+        except KafkaException as raised:
+            raise ClusterError(f"committed offsets: {error_of(raised).str()}") from raised
+        return {at.topic: at.offset if at.offset >= 0 else None for at in found}
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset there is, and the end of what is committed."""
+        try:
+            low, high = self._consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=REQUEST_S_MAX
+            )
+        except KafkaException as raised:
+            raise ClusterError(f"watermarks of {topic}/{partition}: {error_of(raised).str()}") from raised
+        return low, high
+
+    def record_between(self, topic: str, partition: int, first: int, end: int) -> bool:
+        """Whether a committed record lies at first <= offset < end; transaction markers and aborted records do not count."""
+        self._consumer.assign([TopicPartition(topic, partition, first)])
+        try:
+            while True:
+                message = self._consumer.poll(REQUEST_S_MAX)
+                if message is None:
+                    raise ClusterError(f"{topic}/{partition} could not be read from offset {first}")
+                error = message.error()
+                if error is None or error.code() == PARTITION_EOF:
+                    return error is None and _offset(message) < end
+                if not error.retriable():
+                    raise ClusterError(f"{topic}/{partition} from offset {first}: {error.str()}")
+        finally:
+            self._consumer.unassign()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._consumer.close()
+
+
+class KafkaChangelog:
+    """One partition of a compacted topic, read_committed to its end."""
+
+    def __init__(
+        self,
+        *,
+        consumer: Callable[[], Consumer],
+        topic: str,
+        partition: int,
+        topic_id: str,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.topic_id = topic_id
+        self._consumer = consumer
+        self._topic = topic
+        self._partition = partition
+        self._should_stop = should_stop
+
+    def read(self, start: int | None) -> Iterator[Batch]:
+        """Ends at the partition's end, or early without error when told to stop. Raises OffsetGone, ClusterError."""
+        consumer = self._consumer()
+        offset = OFFSET_BEGINNING if start is None else start
+        try:
+            if start is not None:
+                self._check(Lookup(consumer), start)
+            consumer.assign([TopicPartition(self._topic, self._partition, offset)])
+            while not self._should_stop():
+                batch, ended = self._batch(consumer)
+                if batch is not None:
+                    yield batch
+                    reach("mid_restore")
+                if ended:
+                    return
+        finally:
+            consumer.close()
+
+    def _batch(self, consumer: Consumer) -> tuple[Batch | None, bool]:
+        rows: list[tuple[bytes, bytes | None]] = []
+        end, ended = -1, False
+        for message in consumer.consume(RESTORE_RECORDS_MAX, RESTORE_POLL_S):
+            error = message.error()
+            if error is None:
+                rows.append((message.key() or b"", message.value()))
+                end = _offset(message) + 1
+            elif error.code() == PARTITION_EOF:
+                end, ended = _offset(message), True
+            else:
+                self._judge(error)
+        return (None if end < 0 else Batch(rows=rows, next=end)), ended
+
+    def _check(self, lookup: Lookup, start: int) -> None:
+        low, high = lookup.watermarks(self._topic, self._partition)
+        if not low <= start <= high:
+            raise OffsetGone(
+                f"offset {start} of {self._topic}/{self._partition} is not within {low} to {high}"
+            )
+
+    def _judge(self, error: KafkaError) -> None:
+        if error.code() in OUT_OF_RANGE:
+            raise OffsetGone(f"{self._topic}/{self._partition}: {error.str()}")
+        if not error.retriable():
+            raise ClusterError(f"{self._topic}/{self._partition}: {error.str()}")
+
+
+def _offset(message: Message[bytes, bytes]) -> int:
+    """A message that was read has one."""
+    offset = message.offset()
+    assert offset is not None, "a message without an offset"
+    return offset

@@ -1,0 +1,217 @@
+"""One batch, carried out in numbered steps: the only place where a shard's decisions become facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import TopicPartition
+
+from laxity.schemas.records import InputRange
+from laxity.schemas.timing import Clock, Millis
+from laxity.streams.effects import BatchInput, Effects
+from laxity.streams.ledger.protocol import Answer, Exchange
+from laxity.streams.runtime.cluster import ClusterError
+from laxity.streams.runtime.core import Core
+from laxity.streams.runtime.crashpoints import reach
+from laxity.streams.runtime.inbox import Taken
+from laxity.streams.runtime.ledger_line import LedgerLine
+from laxity.streams.runtime.logs import Event, logger
+from laxity.streams.runtime.meter import ShardMeter
+from laxity.streams.runtime.outbox import Outbox
+from laxity.streams.runtime.stores import Stores
+from laxity.streams.runtime.transactions import AbortedError, FencedError, TransactionError, Transactions
+from laxity.streams.state.changelog import KEYS, STATE
+
+RECONCILE_EVERY_MS = (
+    1_000  # while the ledger is away nothing is admitted; asking more often would not bring it back
+)
+IDLE_ASK_MS = 1_000  # a quiet shard hears of lapsed leases this late
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What a batch touches besides its core."""
+
+    shard: int
+    stores: Stores
+    transactions: Transactions
+    outbox: Outbox
+    line: LedgerLine
+    group_metadata: Callable[[], object]
+    outcomes_end: Callable[[], int]  # raises ClusterError
+    clock: Clock
+    meter: ShardMeter
+
+
+@dataclass(slots=True, kw_only=True)
+class Pending:
+    """What the next batch must be told, kept until a batch with it has committed."""
+
+    held: set[str] = field(default_factory=set)
+    lapsed: list[str] = field(default_factory=list)
+    woken: set[str] = field(default_factory=set)
+    skipped: list[str] = field(default_factory=list)
+
+
+class Cycle:
+    """Batches of one ownership of one shard. After AbortedError the same input may be run again; after any other error it is over."""
+
+    def __init__(self, core: Core, world: World, skipped: Sequence[str] = ()) -> None:
+        self._core = core
+        self._world = world
+        self.pending = Pending(skipped=list(skipped))
+        self._reconciled = False
+        self._asked_ms: Millis = 0
+        self._log = logger(shard=world.shard)
+
+    # before the first batch
+
+    def take_over(self) -> None:
+        """Owner epoch + 1, durable before it is used. Raises TransactionError."""
+        effects = self._core.take_over(self._world.clock.now_ms())
+        try:
+            self._carry_out(effects, ())
+        except TransactionError:
+            self._core.aborted()
+            raise
+
+    def reconcile(self) -> None:
+        """Agree with the ledger on what is reserved; where it is silent nothing is admitted until it answers. Raises FencedError."""
+        world, core = self._world, self._core
+        self._asked_ms = world.clock.monotonic_ms()
+        found = world.line.reconcile(
+            shard=world.shard, owner_epoch=core.owner_epoch, seen_epoch=core.seen_epoch, live=core.live()
+        )
+        self._reconciled = found is not None
+        if found is None:
+            return
+        if found.status == "fenced":
+            raise FencedError("the ledger knows a higher owner epoch")
+        self.pending.lapsed += found.lapsed
+        self.pending.held.clear()  # what is not live was dropped
+        self._log.info(
+            Event.RECONCILED, lapsed=len(found.lapsed), dropped=found.dropped, restored=found.restored
+        )
+
+    # a batch
+
+    def run(self, taken: Taken) -> None:
+        """Raises TransactionError, StoreError."""
+        world, core, pending = self._world, self._core, self.pending
+        begun_ms = world.clock.monotonic_ms()
+        reach("after_poll")
+        # 1. What came in, and what earlier batches left open.
+        batch = self._input(taken)
+        # 2. Nominate: pure.
+        exchange = core.nominate(batch)
+        try:
+            # 3. Ask the ledger, at most 20 ms.
+            answer = self._ask(exchange)
+            # 4. Conclude: pure. Lapsed leases need the end of `outcomes`, asked after the answer.
+            end = self._outcomes_end(answer, batch)
+            effects = core.conclude(answer, outcomes_end=end)
+            reach("after_step")
+            # 5. Commit, then 6. write the stores.
+            self._carry_out(effects, taken.ranges)
+        except TransactionError:
+            core.aborted()
+            pending.held |= {candidate.reservation_id for candidate in exchange.candidates}
+            raise
+        # 7. What was told is told; what is unknown stays held.
+        unknown = exchange.candidates if answer is None or answer.status != "ok" else ()
+        pending.held = {candidate.reservation_id for candidate in unknown}
+        del pending.lapsed[: len(batch.lapsed)]
+        pending.woken -= set(batch.woken)
+        pending.skipped.clear()
+        world.meter.batch(
+            effects, taken, answered=answer is not None, took_ms=world.clock.monotonic_ms() - begun_ms
+        )
+        if answer is not None and answer.status == "recovering":
+            self._reconciled = False
+
+    def _input(self, taken: Taken) -> BatchInput:
+        pending = self.pending
+        return BatchInput(
+            records=taken.records,
+            ranges=taken.ranges,
+            now_ms=self._world.clock.now_ms(),
+            held=sorted(pending.held),
+            lapsed=tuple(pending.lapsed),
+            woken=sorted(pending.woken),
+            skipped=tuple(pending.skipped),
+        )
+
+    def _ask(self, exchange: Exchange) -> Answer | None:
+        now_ms = self._world.clock.monotonic_ms()
+        if not self._reconciled:
+            return None
+        if not _asks(exchange) and now_ms - self._asked_ms < IDLE_ASK_MS:
+            return None
+        self._asked_ms = now_ms
+        answer = self._world.line.ask(exchange)
+        if answer is not None and answer.status == "fenced":
+            raise FencedError("the ledger knows a higher owner epoch")
+        return answer
+
+    def _outcomes_end(self, answer: Answer | None, batch: BatchInput) -> int:
+        gone = answer is not None and (answer.reaped or "gone" in answer.verdicts.values())
+        if not gone and not batch.lapsed:
+            return -1
+        try:
+            return self._world.outcomes_end()
+        except ClusterError as error:
+            raise AbortedError(str(error)) from error
+
+    def _carry_out(self, effects: Effects, ranges: Sequence[InputRange]) -> None:
+        world, box = self._world, self._world.outbox
+        begun_ms = world.clock.monotonic_ms()
+        offsets = [TopicPartition(box.prefix + r.topic, r.partition, r.next) for r in ranges]
+        ends = world.transactions.commit(
+            box.messages(effects),
+            offsets,
+            world.group_metadata() if offsets else None,
+            (box.state_topic, box.keys_topic),
+        )
+        reach("after_commit")
+        world.meter.committed(world.clock.monotonic_ms() - begun_ms)
+        assert box.state_topic in ends, "the shard's own row is part of every batch"
+        by_name = {STATE: ends.get(box.state_topic, -1), KEYS: ends.get(box.keys_topic, -1)}
+        world.stores.apply(effects, by_name, world.clock.now_ms())
+        reach("after_apply")
+        self._core.applied()
+
+    # between batches
+
+    def recommit(self, offsets: Sequence[TopicPartition]) -> None:
+        """Only offsets. Raises TransactionError."""
+        world = self._world
+        try:
+            world.transactions.commit((), offsets, world.group_metadata())
+        except AbortedError as error:
+            self._log.warning(Event.ABORTED, why=str(error))
+
+    def look_at_ledger(self) -> bool:
+        """When nothing else happens: ask whether leases lapsed, or reconcile anew. True: a batch is due. Raises FencedError."""
+        now_ms = self._world.clock.monotonic_ms()
+        if now_ms - self._asked_ms < (IDLE_ASK_MS if self._reconciled else RECONCILE_EVERY_MS):
+            return False
+        if not self._reconciled:
+            self.reconcile()
+            return self._reconciled
+        answer = self._ask(Exchange(shard=self._world.shard, owner_epoch=self._core.owner_epoch))
+        if answer is None or answer.status == "ok":
+            return answer is not None and bool(answer.reaped)
+        self._reconciled = False
+        self._asked_ms = 0
+        return True
+
+
+def _asks(exchange: Exchange) -> bool:
+    return bool(
+        exchange.candidates
+        or exchange.settles
+        or exchange.revokes
+        or exchange.cancels
+        or exchange.acknowledged
+    )

@@ -1,0 +1,88 @@
+"""One thread and one connection to the ledger for all shards of the process; each waits a bounded time for its own answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
+from typing import TypeVar
+
+from laxity.schemas.timing import Clock, Millis
+from laxity.streams.ledger.protocol import (
+    Answer,
+    Exchange,
+    LedgerUnavailable,
+    Live,
+    Reconciled,
+    ShardLedger,
+)
+from laxity.streams.runtime.crashpoints import reach
+from laxity.streams.runtime.logs import Event, logger
+
+ANSWER_MS_MAX = (
+    20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
+)
+RECONCILE_MS_MAX = (
+    2_000  # at takeover: nothing is admitted before it, but a silent ledger must not stop completions
+)
+
+T = TypeVar("T")
+
+
+class LedgerLine:
+    """Thread-safe. An answer that comes too late is dropped: asked again under the same ids, the ledger says the same."""
+
+    def __init__(self, ledger: ShardLedger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._late: dict[int, Future[Answer]] = {}
+        self._silent_since_ms: Millis | None = None
+        self._log = logger()
+
+    def ask(self, exchange: Exchange) -> Answer | None:
+        """One round trip; None: no answer in time, everything asked is unknown. Never waits behind an earlier call of the shard."""
+        late = self._late.get(exchange.shard)
+        if late is not None and not late.done():
+            return None
+        reach("before_ledger")
+        future = self._thread.submit(self._ledger.exchange, exchange)
+        self._late[exchange.shard] = future
+        answer = self._wait(future, ANSWER_MS_MAX)
+        reach("after_ledger")
+        return answer
+
+    def reconcile(
+        self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]
+    ) -> Reconciled | None:
+        """After a takeover and after status `recovering`; None: no answer, ask again."""
+        call: Callable[[], Reconciled] = lambda: self._ledger.reconcile(  # noqa: E731
+            shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live
+        )
+        return self._wait(self._thread.submit(call), RECONCILE_MS_MAX)
+
+    @property
+    def silent_since_ms(self) -> Millis | None:
+        """Monotonic time since which nothing was answered; None: it answers."""
+        return self._silent_since_ms
+
+    def _wait(self, future: Future[T], timeout_ms: Millis) -> T | None:
+        try:
+            answer = future.result(timeout_ms / 1000)
+        except (LateError, LedgerUnavailable) as error:
+            future.cancel()
+            self._fell_silent(str(error) or f"no answer in {timeout_ms} ms")
+            return None
+        if self._silent_since_ms is not None:
+            self._log.info(Event.LEDGER_BACK, after_ms=self._clock.monotonic_ms() - self._silent_since_ms)
+            self._silent_since_ms = None
+        return answer
+
+    def _fell_silent(self, why: str) -> None:
+        if self._silent_since_ms is None:
+            self._silent_since_ms = self._clock.monotonic_ms()
+            self._log.warning(Event.LEDGER_SILENT, why=why)
+
+    def close(self) -> None:
+        """Drop what is queued; the call under way ends by its own socket timeout."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

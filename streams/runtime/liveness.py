@@ -1,0 +1,203 @@
+"""Who is alive, by counters in Redis: so that a dead process's open transactions are ended before their timeout.
+
+One hash holds, per process, a counter and the shards it has. A process whose counter stands still for 2 s of answered reads, by the
+observer's own clock, is dead; a field that vanished may be a flush and counts the same way. Where Redis is away nobody is declared dead.
+The survivor only ends transactions, it owns nothing by that.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from laxity.schemas.timing import Clock, Millis
+
+RAISE_EVERY_MS = 300
+DEAD_AFTER_MS = 2_000
+GAP_MS_MAX = 1_000  # between two answered reads: a longer silence was no watching
+
+
+class Board(Protocol):
+    """The hash. Each method raises BoardUnavailable where the server does not answer."""
+
+    def put(self, process: str, text: str) -> None:
+        """Set one field."""
+        ...
+
+    def read(self) -> dict[str, str]:
+        """All fields."""
+        ...
+
+    def remove(self, process: str) -> None:
+        """Drop one field."""
+        ...
+
+
+class BoardUnavailable(Exception):  # noqa: N818 - a state of the world
+    """No answer, or no permission."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    count: int
+    shards: frozenset[int]
+    watched_ms: Millis  # answered watching since the last new count
+
+
+def entry(count: int, shards: Iterable[int]) -> str:
+    """The value of one field."""
+    return json.dumps({"count": count, "shards": sorted(shards)}, separators=(",", ":"))
+
+
+def parse(text: str) -> tuple[int, frozenset[int]]:
+    """The reverse; what is no entry of ours counts as one that never rises."""
+    try:
+        found = json.loads(text)
+        return int(found["count"]), frozenset(int(shard) for shard in found["shards"])
+    except (ValueError, TypeError, KeyError):
+        return -1, frozenset()
+
+
+class Watch:
+    """What one observer knows of the others. Pure but for the readings it is given."""
+
+    def __init__(self, me: str) -> None:
+        self._me = me
+        self._seen: dict[str, _Seen] = {}
+        self._last_ms: Millis | None = None
+
+    def read(self, fields: dict[str, str], now_ms: Millis) -> None:
+        """One answered reading, at a monotonic time."""
+        passed = 0 if self._last_ms is None else now_ms - self._last_ms
+        if passed > GAP_MS_MAX:
+            passed = 0
+        self._last_ms = now_ms
+        for process in set(fields) | set(self._seen):
+            if process != self._me:
+                self._note(process, fields.get(process), passed)
+
+    def _note(self, process: str, text: str | None, passed_ms: Millis) -> None:
+        seen = self._seen.get(process)
+        count, shards = parse(text) if text is not None else (-1, frozenset[int]())
+        if seen is None:
+            self._seen[process] = _Seen(count, shards, 0)
+        elif text is None or count == seen.count:
+            seen.watched_ms += passed_ms
+        else:
+            self._seen[process] = _Seen(count, shards, 0)
+
+    def dead(self) -> dict[str, frozenset[int]]:
+        """Processes that stood still for too long, and the shards they had."""
+        return {name: s.shards for name, s in self._seen.items() if s.watched_ms >= DEAD_AFTER_MS}
+
+    def named(self) -> frozenset[int]:
+        """Shards that some other process, not known to be dead, has."""
+        dead = self.dead()
+        living = (seen.shards for name, seen in self._seen.items() if name not in dead)
+        return frozenset(shard for shards in living for shard in shards)
+
+    def first_living(self) -> bool:
+        """Whether this process is the one that rescues: of several survivors only the first by name does."""
+        dead = self.dead()
+        return all(self._me < name for name in self._seen if name not in dead)
+
+    def forget(self, process: str) -> None:
+        """Its shards were seen to."""
+        self._seen.pop(process, None)
+
+
+class Liveness(threading.Thread):
+    """Raises our counter, watches the others, calls `rescue(process, shards)` for a dead one's shards that nobody living names."""
+
+    def __init__(
+        self,
+        *,
+        me: str,
+        board: Board,
+        clock: Clock,
+        rescue: Callable[[str, frozenset[int]], None],
+    ) -> None:
+        super().__init__(name="liveness", daemon=True)
+        self._me = me
+        self._board = board
+        self._clock = clock
+        self._rescue = rescue
+        self._watch = Watch(me)
+        self._shards: set[int] = set()
+        self._count = 0
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+
+    def hold(self, shard: int) -> None:
+        """Name the shard at once, before it is fenced; where Redis is away, as soon as it answers."""
+        with self._lock:
+            self._shards.add(shard)
+        self._raise()
+
+    def drop(self, shard: int) -> None:
+        """Name it no longer, at once."""
+        with self._lock:
+            self._shards.discard(shard)
+        self._raise()
+
+    def named_by_others(self) -> frozenset[int]:
+        """Shards of other living processes, as of the last reading."""
+        with self._lock:
+            return self._watch.named()
+
+    def run(self) -> None:
+        """Until stopped."""
+        while not self._ending.wait(RAISE_EVERY_MS / 1000):
+            self._raise()
+            self._look()
+
+    def _raise(self) -> None:
+        with self._lock:
+            self._count += 1
+            text = entry(self._count, self._shards)
+        try:
+            self._board.put(self._me, text)
+        except BoardUnavailable:
+            return  # the next round tries again; nobody is declared dead meanwhile
+
+    def _look(self) -> None:
+        try:
+            fields = self._board.read()
+        except BoardUnavailable:
+            return
+        with self._lock:
+            self._watch.read(fields, self._clock.monotonic_ms())
+            dead = self._watch.dead() if self._watch.first_living() else {}
+            orphans = {name: shards - self._watch.named() - self._shards for name, shards in dead.items()}
+        for process, shards in orphans.items():
+            self._see_to(process, shards)
+
+    def _see_to(self, process: str, shards: frozenset[int]) -> None:
+        if shards:
+            self._rescue(process, shards)
+        try:
+            self._board.remove(process)
+        except BoardUnavailable:
+            return
+        with self._lock:
+            self._watch.forget(process)
+
+    def stop(self) -> None:
+        """Take ourselves off the board; a planned stop is no death."""
+        self._ending.set()
+        if self.is_alive():
+            self.join()
+        try:
+            self._board.remove(self._me)
+        except BoardUnavailable:
+            return
+
+
+def ended(before: dict[str, str], after: dict[str, str], shards: Iterable[int]) -> frozenset[int]:
+    """Of `shards`, those that no process names whose counter moved between two readings: for a restart, which has no time to watch."""
+    living = {name for name, text in after.items() if parse(text)[0] != parse(before.get(name, ""))[0]}
+    named = {shard for name in living for shard in parse(after[name])[1]}
+    return frozenset(shards) - named

@@ -1,0 +1,241 @@
+"""A thread that polls one consumer and fills inboxes. There are two: the urgent inputs (the group's member) and the bulk tiers.
+
+The consumer belongs to this thread: others ask by `attach` and `detach`. The group only tells which shards are ours; partitions are
+assigned by hand once a shard has been restored and knows its positions, and taken away in the callback that revokes them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from laxity.schemas.timing import Clock, Millis
+from laxity.streams.effects import Record
+from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF
+from laxity.streams.runtime.inbox import Inbox
+from laxity.streams.runtime.logs import Event, logger
+from laxity.streams.runtime.sources import ANCHOR
+
+POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet consumer
+GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """What the group tells, on the reader's thread. `revoked` returns once the shards have let go."""
+
+    granted: Callable[[Sequence[int]], None]
+    revoked: Callable[[Sequence[int]], None]
+    lost: Callable[[Sequence[int]], None]
+
+
+@dataclass(slots=True)
+class _Attached:
+    inbox: Inbox
+    paused: set[str] = field(default_factory=set)
+
+
+class Reader(threading.Thread):
+    """One consumer. `membership` None: it is no member of the group."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        consumer: Consumer,
+        topics: Sequence[str],
+        prefix: str,
+        clock: Clock,
+        membership: Membership | None,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.consumer = consumer
+        self.beat_ms: Millis = clock.monotonic_ms()
+        self._names = {prefix + topic: topic for topic in topics}
+        self._prefix = prefix
+        self._clock = clock
+        self._membership = membership
+        self._failed = failed
+        self._asked: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        self._attached: dict[int, _Attached] = {}
+        self._ending = threading.Event()
+        self._log = logger(reader=name)
+
+    # what other threads ask
+
+    def attach(self, inbox: Inbox, positions: Mapping[str, int]) -> Future[None]:
+        """Read the shard's inputs from these offsets on (of `positions`, those that this reader serves)."""
+        mine = {topic: positions[topic] for topic in self._names.values()}
+        return self._ask(lambda: self._attach(inbox, mine))
+
+    def detach(self, shard: int) -> Future[None]:
+        """Read the shard's inputs no longer."""
+        return self._ask(lambda: self._detach([shard]))
+
+    def lags(self) -> dict[tuple[str, int], int]:
+        """Records behind the end by full topic and partition, as far as known here."""
+        found: dict[tuple[str, int], int] = {}
+        for shard in list(self._attached):
+            for name in self._names:
+                at = TopicPartition(name, shard)
+                try:
+                    _, high = self.consumer.get_watermark_offsets(at, cached=True)
+                    position = self.consumer.position([at])[0].offset
+                except (KafkaException, RuntimeError):
+                    continue  # being closed or taken away
+                if high >= 0 and position >= 0:
+                    found[name, shard] = max(0, high - position)
+        return found
+
+    def stop(self) -> None:
+        """Leave the group and close the consumer; join afterwards."""
+        self._ending.set()
+
+    def _ask(self, action: Callable[[], None]) -> Future[None]:
+        answer: Future[None] = Future()
+        self._asked.put((action, answer))
+        return answer
+
+    # the thread
+
+    def run(self) -> None:
+        """Poll until stopped."""
+        try:
+            if self._membership is not None:
+                self._subscribe(self._membership)
+            while not self._ending.is_set():
+                self.beat_ms = self._clock.monotonic_ms()
+                self._serve()
+                self._flow()
+                self._deliver(self._poll())
+        except Exception as error:  # noqa: BLE001 - the process must not live on without a reader
+            self._failed(error)
+        finally:
+            self.consumer.close()
+            self._refuse()
+
+    def _subscribe(self, member: Membership) -> None:
+        def granted(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            consumer.incremental_assign([])  # takes note of the grant; we assign when the shard is ready
+            member.granted([at.partition for at in partitions])
+
+        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
+            shards = [at.partition for at in partitions]
+            member.revoked(shards)
+            self._detach(shards, in_callback=True)
+
+        def lost(_: Consumer, partitions: list[TopicPartition]) -> None:
+            shards = [at.partition for at in partitions]
+            member.lost(shards)
+            self._detach(shards, in_callback=True)
+
+        self.consumer.subscribe([self._prefix + ANCHOR], on_assign=granted, on_revoke=revoked, on_lost=lost)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                action, answer = self._asked.get_nowait()
+            except Empty:
+                return
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - the asker gets it
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+
+    def _refuse(self) -> None:
+        while True:
+            try:
+                _, answer = self._asked.get_nowait()
+            except Empty:
+                return
+            answer.set_exception(RuntimeError(f"reader {self.name} has ended"))
+
+    def _attach(self, inbox: Inbox, positions: Mapping[str, int]) -> None:
+        self._detach([inbox.shard])
+        wanted = [TopicPartition(self._prefix + topic, inbox.shard, at) for topic, at in positions.items()]
+        self.consumer.incremental_assign(wanted)
+        self.consumer.resume(wanted)  # a pause outlives an assignment
+        self._attached[inbox.shard] = _Attached(inbox)
+
+    def _detach(self, shards: Sequence[int], *, in_callback: bool = False) -> None:
+        """In a callback the call is due even for nothing, else the client would take everything away."""
+        ours = [shard for shard in shards if self._attached.pop(shard, None) is not None]
+        if ours or in_callback:
+            self.consumer.incremental_unassign(
+                [TopicPartition(name, shard) for shard in ours for name in self._names]
+            )
+
+    def _flow(self) -> None:
+        """Pause lanes that are crowded, resume those that have room again."""
+        for shard, attached in self._attached.items():
+            for name, topic in self._names.items():
+                if topic not in attached.paused:
+                    if attached.inbox.crowded(topic):
+                        attached.paused.add(topic)
+                        self.consumer.pause([TopicPartition(name, shard)])
+                elif attached.inbox.roomy(topic):
+                    attached.paused.discard(topic)
+                    self.consumer.resume([TopicPartition(name, shard)])
+
+    def _poll(self) -> list[Message[bytes, bytes]]:
+        """One record as soon as there is one, and whatever else is there already."""
+        first = self.consumer.poll(POLL_S)
+        return [] if first is None else [first, *self.consumer.consume(GATHER_MAX, 0)]
+
+    def _deliver(self, messages: Sequence[Message[bytes, bytes]]) -> None:
+        batches: dict[tuple[str, int], list[Record]] = {}
+        troubles: list[tuple[Message[bytes, bytes], KafkaError]] = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                record = self._record(message)
+                batches.setdefault((record.topic, record.partition), []).append(record)
+            else:
+                troubles.append((message, error))
+        for (topic, shard), records in batches.items():
+            attached = self._attached.get(shard)
+            if attached is not None:
+                attached.inbox.put(topic, records)
+        for message, error in troubles:  # ends of partitions come after the records before them
+            self._report(message, error)
+
+    def _record(self, message: Message[bytes, bytes]) -> Record:
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        assert topic is not None, "a record without a topic"
+        assert partition is not None, "a record without a partition"
+        assert offset is not None, "a record without an offset"
+        return Record(
+            topic=self._names[topic],
+            partition=partition,
+            offset=offset,
+            timestamp_ms=message.timestamp()[1],
+            key=message.key(),
+            value=message.value(),
+            headers=_headers(message.headers()),
+        )
+
+    def _report(self, message: Message[bytes, bytes], error: KafkaError) -> None:
+        shard, topic = message.partition(), self._names.get(message.topic() or "")
+        attached = None if shard is None else self._attached.get(shard)
+        if error.code() == PARTITION_EOF:
+            if attached is not None and topic is not None:
+                attached.inbox.reach_end(topic, message.offset() or 0)
+        elif error.code() in OUT_OF_RANGE and attached is not None:
+            attached.inbox.lose(f"{message.topic()}/{shard}: {error.str()}")
+        elif error.fatal():
+            raise KafkaException(error)
+        else:
+            self._log.warning(Event.KAFKA, topic=message.topic(), partition=shard, error=error.str())
+
+
+def _headers(found: object) -> Sequence[tuple[str, bytes | None]]:
+    """As pairs, in order; None: there are none."""
+    return tuple(found) if isinstance(found, list) else ()

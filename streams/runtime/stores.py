@@ -1,0 +1,132 @@
+"""The two stores of a shard on disk, and the directory of the process that holds them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from laxity.schemas.timing import Millis
+from laxity.streams.effects import Effects
+from laxity.streams.runtime.crashpoints import reach
+from laxity.streams.runtime.logs import Event, logger
+from laxity.streams.state.changelog import KEYS, STATE
+from laxity.streams.state.keys import drop_expired_keys, key_write, state_write
+from laxity.streams.state.restore import Position, position_writes
+from laxity.streams.state.rocks import RocksStore, StoreCorruptError, wipe
+from laxity.streams.state.store import Store
+
+PROCESSES_MAX = 64  # numbered directories tried under one data directory
+
+
+class StateDirectoryError(Exception):
+    """No directory for this process's state."""
+
+
+class StateDirectory:
+    """One process's state; locked while it lives. It remembers which shards the process had, for a restart after a crash."""
+
+    def __init__(self, root: Path, lock: IO[str]) -> None:
+        self.root = root
+        self._lock = lock
+
+    @classmethod
+    def take(cls, root: Path) -> StateDirectory:
+        """Exactly this one. Raises StateDirectoryError if another process has it."""
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (root / "lock").open("a")
+        except OSError as error:
+            raise StateDirectoryError(f"state directory {root}: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise StateDirectoryError(f"state directory {root}: another process has it") from error
+        return cls(root, lock)
+
+    @classmethod
+    def first_free(cls, data_dir: Path) -> StateDirectory:
+        """The first of `state/0`, `state/1`, … that no living process has: after a crash usually the same."""
+        for number in range(PROCESSES_MAX):
+            try:
+                return cls.take(data_dir / "state" / str(number))
+            except StateDirectoryError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+        raise StateDirectoryError(f"{data_dir / 'state'}: all {PROCESSES_MAX} directories are in use")
+
+    def remember(self, shards: Iterable[int]) -> None:
+        """Which shards we have: replaced as a whole."""
+        fresh = self.root / "holding.json.new"
+        fresh.write_text(json.dumps(sorted(shards)), encoding="utf-8")
+        fresh.replace(self.root / "holding.json")
+
+    def remembered(self) -> frozenset[int]:
+        """What the last process here had; a torn or missing file is nothing (the transaction timeout rules then)."""
+        try:
+            return frozenset(int(n) for n in json.loads((self.root / "holding.json").read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return frozenset()
+
+    def shard(self, shard: int) -> Path:
+        """Where a shard's stores are."""
+        return self.root / f"shard-{shard}"
+
+    def release(self) -> None:
+        """Let another process have it."""
+        os.fsync(self._lock.fileno())
+        self._lock.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """State and keys of one shard, each with its changelog's id."""
+
+    state: Store
+    keys: Store
+    topic_ids: Mapping[str, str]  # of `state` and `keys`
+
+    @classmethod
+    def open(cls, folder: Path, topic_ids: Mapping[str, str]) -> Stores:
+        """Opened, or made anew where the files are damaged. Raises StoreError (locked, disk full)."""
+        return cls(state=_opened(folder / STATE), keys=_opened(folder / KEYS), topic_ids=topic_ids)
+
+    def apply(self, effects: Effects, ends: Mapping[str, int], now_ms: Millis) -> None:
+        """After the commit: data, derived rows and changelog offsets, each store in one write. `ends`: by changelog, without prefix."""
+        state = [*(state_write(change) for change in effects.state), *effects.local]
+        self.state.write(state + self._position(STATE, ends, now_ms))
+        reach("mid_apply")
+        keys = [key_write(change) for change in effects.keys]
+        if keys:
+            self.keys.write(keys + self._position(KEYS, ends, now_ms))
+
+    def _position(
+        self, topic: str, ends: Mapping[str, int], now_ms: Millis
+    ) -> list[tuple[bytes, bytes | None]]:
+        here = Position(topic_id=self.topic_ids[topic], next=ends[topic])
+        return position_writes(here, now_ms)
+
+    def drop_expired_keys(self, now_ms: Millis) -> None:
+        """Days of keys that nobody remembers."""
+        drop_expired_keys(self.keys, now_ms)
+
+    def close(self) -> None:
+        """Flush and unlock both."""
+        self.state.close()
+        self.keys.close()
+
+
+def _opened(path: Path) -> RocksStore:
+    try:
+        store = RocksStore(path)
+        store.get(b"~")
+    except StoreCorruptError as error:
+        logger().warning(Event.WIPED, path=str(path), why=str(error))
+        wipe(path)
+        store = RocksStore(path)
+    return store
