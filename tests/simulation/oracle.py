@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from simulation.world import Deployment
+
 from laxity.schemas.identity import positional_key, run_id_of, task_id_of
 from laxity.schemas.records import TaskEvent, Trigger
 from laxity.schemas.serde import Undecodable
@@ -12,7 +14,6 @@ from laxity.streams.effects import Record
 from laxity.streams.lifecycle import TERMINAL, TRANSITIONS
 from laxity.streams.simulator.host import Disk, ShardHost
 from laxity.streams.state import index, keys
-from simulation.world import Deployment
 
 _STEPS = {(before, after) for (before, _), after in TRANSITIONS.items()}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from simulation import oracle
+from simulation.world import Deployment
 
 from laxity.streams.simulator.host import STEPS
 from laxity.streams.simulator.runner import RUNNER_STEPS
-from simulation import oracle
-from simulation.world import Deployment
 
 SEEDS = int(os.environ.get("LAXITY_CRASH_SEEDS", "500"))
 SHARE = 50  # seeds per test, so that a failure names a small range
@@ -31,7 +31,6 @@ def test_histories_keep_the_invariants(first: int) -> None:
     for seed in range(first, first + SHARE):
         try:
             reached |= run(seed).fuse.reached.keys()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
     assert reached >= {*STEPS, *RUNNER_STEPS}

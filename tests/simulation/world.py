@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random  # noqa: TID251 - the seed is the argument
 
@@ -181,10 +182,8 @@ class Deployment:
 
     def wake(self) -> None:
         if self.sleepers:
-            try:
+            with suppress(Crash):
                 self.random.choice(self.sleepers).tick()
-            except Crash:
-                pass
 
     def crash(self) -> None:
         self.fuse.armed = self.random.choice([*STEPS, *RUNNER_STEPS])
