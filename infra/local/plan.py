@@ -1,6 +1,6 @@
 """What shall run: roles, addresses and ports of one stack, settled before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class StackPlan:
     prefix: str = "laxity."
     config: str = ""
     provider_args: tuple[str, ...] = ()
+    worker_env: tuple[tuple[str, str], ...] = ()  # further variables of our own processes
 
     def names(self) -> list[str]:
         """Names of all processes of the plan, in the order of their start."""
@@ -66,6 +67,7 @@ def from_json(document: dict[str, Any]) -> StackPlan:
         "cache_dir": Path(document["cache_dir"]),
         "roles": frozenset(document["roles"]),
         "provider_args": tuple(document["provider_args"]),
+        "worker_env": tuple((name, value) for name, value in document["worker_env"]),
     }
     return StackPlan(**{**document, **typed})
 
@@ -79,7 +81,12 @@ def chosen_roles(only: str) -> frozenset[str]:
 
 
 def make_plan(
-    settings: StackSettings, *, only: str = "", agents: str = "", provider_args: Sequence[str] = ()
+    settings: StackSettings,
+    *,
+    only: str = "",
+    agents: str = "",
+    provider_args: Sequence[str] = (),
+    worker_env: Mapping[str, str] | None = None,
 ) -> StackPlan:
     """Settings and flags to a plan; a role whose address is given is not started."""
     given = {
@@ -101,4 +108,5 @@ def make_plan(
         prefix=settings.prefix,
         config=settings.config,
         provider_args=tuple(provider_args),
+        worker_env=tuple((worker_env or {}).items()),
     )

@@ -124,6 +124,7 @@ def worker_process(plan: StackPlan, ports: Mapping[str, int], name: str) -> Proc
         "LAXITY_PREFIX": plan.prefix,
         "LAXITY_CONFIG": plan.config,
         "PYTHONUNBUFFERED": "1",
+        **dict(plan.worker_env),
     }
     return ProcessSpec(
         role=role,
