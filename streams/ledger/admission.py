@@ -10,6 +10,7 @@ from laxity.streams.ledger.bucket import Bucket
 from laxity.streams.ledger.limits import (
     CONFIG_RETRY_MS,
     FLEET_PREFIX,
+    RATE_MAX,
     SLOT_RETRY_MS,
     Limit,
     Limits,
@@ -176,7 +177,7 @@ UNTIMELY = frozenset({Reason.GONE, Reason.RECOVERING, Reason.UNKNOWN_RESOURCE, R
 
 def over_rate(limit: RateLimit, tokens: int) -> bool:
     """More than a minute of the bucket: it would block it for longer than any window."""
-    return 0 < limit.tokens_per_minute < tokens
+    return tokens > (limit.tokens_per_minute or RATE_MAX)
 
 
 def ordered(candidate: Candidate, limits: Limits) -> list[tuple[str, int, Limit | None]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from laxity.schemas.config import Config, Rate, Resource
-from laxity.schemas.limits import QUANTITY_MAX
+from laxity.schemas.limits import INT_MAX
 
 LEASE_TTL_MS: Final = 15_000  # how long a dead runner may hold a slot; a runner renews each third of it
 SLOT_RETRY_MS: Final = 1_000  # a release wakes; this is for the message that was lost
@@ -24,6 +24,7 @@ REAPED_MAX: Final = 256  # lapsed ids told per answer; the rest follow with the 
 CREDIT_MAX: Final = 2**20 - 1  # of a runner; fits the score of the index of free runners
 
 RATE_MAX: Final = 10**10  # per minute; ten minutes of it in the bucket's units stay below 2^53
+HELD_MAX: Final = 2**36  # of one resource by one reservation; LIVE_MAX of them add up below 2^53
 BUCKET_UNITS: Final = 60_000  # of one LLM token or request: the refill of a millisecond is then an integer
 DEBT_MINUTES_MAX: Final = 10  # a wrong usage report must not close a resource for good
 FLEET_PREFIX: Final = "fleet."  # `fleet.NAME` in a granted vector is the runner's credit
@@ -61,7 +62,7 @@ class SlotLimit:
 
     def __post_init__(self) -> None:
         """ValueError if the capacity is out of range."""
-        _within("capacity", self.capacity, QUANTITY_MAX)
+        _within("capacity", self.capacity, INT_MAX)
 
 
 Limit = RateLimit | SlotLimit

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from laxity.schemas.timing import Clock
 from laxity.streams.ledger import decisions
 from laxity.streams.ledger.decisions import Decision
 from laxity.streams.ledger.limits import CONFIG_RETRY_MS, LEASE_TTL_MS, USED_MAX, Limits, RateLimit
@@ -29,13 +30,14 @@ from laxity.streams.ledger.wire import TIMEOUT_S, Run, Wire
 from laxity.streams.reasons import Reason
 
 Result = TypeVar("Result")
-SERVER_TIME = ""  # the first argument of every script; tests give a time of their own instead
+SERVER_TIME = ""  # as the first argument of every script
 
 
 class RedisLedger:
     """Both doors, ShardLedger and RunnerLedger. `prefix` is the deployment's (`laxity.`); `shards` its number of shards, set once.
 
-    Every method raises LedgerUnavailable when there is no answer in time: what was asked is then unknown.
+    `clock` is for tests that move time by hand: scripts then take its time for the server's. All processes of a deployment must
+    use the server's. Every method raises LedgerUnavailable when there is no answer in time: what was asked is then unknown.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class RedisLedger:
         prefix: str = "laxity.",
         ttl_ms: int = LEASE_TTL_MS,
         timeout_s: float = TIMEOUT_S,
+        clock: Clock | None = None,
     ) -> None:
         self._wire = Wire(url, timeout_s=timeout_s)
         self._limits = limits
-        self._shards, self._ttl_ms = shards, ttl_ms
+        self._shards, self._ttl_ms, self._clock = shards, ttl_ms, clock
         self._keys, self._channel = keys(prefix), channel(prefix)
 
     def close(self) -> None:
@@ -129,7 +132,8 @@ class RedisLedger:
 
     def _decide(self, decision: Decision[Result]) -> Result:
         def compose(run_id: str) -> list[Run]:
-            common = (SERVER_TIME, run_id, self._channel, self._ttl_ms, self._shards)
+            now = SERVER_TIME if self._clock is None else self._clock.now_ms()
+            common = (now, run_id, self._channel, self._ttl_ms, self._shards)
             return [
                 (name, (len(self._keys), *self._keys, *common, *arguments))
                 for name, arguments in decision.steps

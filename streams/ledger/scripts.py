@@ -19,6 +19,8 @@ _CONSTANTS: Final = {
     "QUANTITY_MAX": QUANTITY_MAX,
     "DEMANDS_MAX": DEMANDS_MAX,
     "CANDIDATES_MAX": limits.CANDIDATES_MAX,
+    "RATE_MAX": limits.RATE_MAX,
+    "HELD_MAX": limits.HELD_MAX,
     "RESOURCES_MAX": limits.RESOURCES_MAX,
     "IDS_MAX": limits.IDS_MAX,
     "LIVE_MAX": limits.LIVE_MAX,

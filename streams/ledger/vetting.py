@@ -10,6 +10,7 @@ from laxity.streams.ledger.limits import (
     CANDIDATES_MAX,
     CREDIT_MAX,
     FLEET_PREFIX,
+    HELD_MAX,
     IDS_MAX,
     LIVE_MAX,
     RESOURCES_MAX,
@@ -56,7 +57,7 @@ def vet_live(live: Sequence[Live]) -> None:
         vet_name("reservation_id", one.reservation_id)
         vet_name("runner", one.runner)
         vet_amount("partition", one.partition, INT_MAX)
-        vet_amounts("granted", one.granted, GRANTED_MAX)
+        vet_amounts("granted", one.granted, GRANTED_MAX, HELD_MAX)
         for name in one.granted:
             if name.startswith(FLEET_PREFIX):
                 vet_fleet(name.removeprefix(FLEET_PREFIX))
@@ -93,12 +94,14 @@ def vet_fleet(value: str) -> None:
         raise ValueError(f"fleet={value!r}: must not contain '/'")
 
 
-def vet_amounts(field: str, amounts: Mapping[str, int], count_max: int) -> None:
+def vet_amounts(
+    field: str, amounts: Mapping[str, int], count_max: int, amount_max: int = QUANTITY_MAX
+) -> None:
     """A bounded map of names to amounts."""
     _count(field, len(amounts), count_max)
     for name, amount in amounts.items():
         vet_name(field, name)
-        vet_amount(f"{field}[{name}]", amount)
+        vet_amount(f"{field}[{name}]", amount, amount_max)
 
 
 def vet_amount(field: str, value: int, limit: int = QUANTITY_MAX) -> None:

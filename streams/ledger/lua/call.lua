@@ -14,7 +14,7 @@ if opens_ms > 0 then return refuse(number, 'recovering', opens_ms - now) end
 local reservation = standing_of(id)
 if not reservation or reservation[RUNNER] ~= name or reservation[CLAIMED] == NO then return refuse(number, 'gone', 0) end
 if reservation[ORDER] == 'cancel' then return refuse(number, 'cancelled', 0) end
-if limit[2] > 0 and amount > limit[2] then return refuse(number, 'over_capacity', CONFIG_RETRY_MS) end
+if over_rate(limit[2], amount) then return refuse(number, 'over_capacity', CONFIG_RETRY_MS) end
 
 local bucket = adopt(resource, limit)
 local reason, wait = shortage(bucket, amount)

@@ -155,6 +155,8 @@ end
 
 -- Rate buckets: bucket.py, line for line
 
+local function over_rate(per_minute, tokens) return tokens > (per_minute > 0 and per_minute or RATE_MAX) end
+
 local function refilled(level, rate, burst, passed)
   local full = burst * BUCKET_UNITS
   if rate == 0 then return 0 end
@@ -346,11 +348,11 @@ local function reap()
   for i = 1, #freed do wake(freed[i]) end
 end
 
-local function pairs_of(limit)
+local function pairs_of(count_max, amount_max)
   local list = {}
-  for _ = 1, integer(limit) do
+  for _ = 1, integer(count_max) do
     list[#list + 1] = text()
-    list[#list + 1] = integer()
+    list[#list + 1] = integer(amount_max)
   end
   return list
 end

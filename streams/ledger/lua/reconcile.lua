@@ -8,7 +8,7 @@ local shard, owner_epoch, seen, new_key = integer(), integer(), text(), text()
 local live, known = {}, {}
 for i = 1, integer(LIVE_MAX) do
   local one = {id = text(), active = integer(1), fleet = text(), runner = text(), partition = integer()}
-  one.slots, one.rates = pairs_of(), pairs_of()
+  one.slots, one.rates = pairs_of(nil, HELD_MAX), pairs_of(nil, HELD_MAX)
   live[i], known[one.id] = one, true
 end
 if not own(shard, owner_epoch) then return closed('fenced') end

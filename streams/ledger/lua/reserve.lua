@@ -76,8 +76,7 @@ local function short_of_slots(resource, amount)
 end
 
 local function short_of_rate(resource, amount)
-  local per_minute = resource.limit[2]
-  if per_minute > 0 and amount > per_minute then return {'over_capacity', resource.name, CONFIG_RETRY_MS, ''} end
+  if over_rate(resource.limit[2], amount) then return {'over_capacity', resource.name, CONFIG_RETRY_MS, ''} end
   resource.bucket = resource.bucket or adopt(resource.name, resource.limit)
   local bucket = resource.bucket
   if bucket[CALLS_FIRST] > now then return {'calls_first', resource.name, bucket[CALLS_FIRST] - now, ''} end
