@@ -1,12 +1,23 @@
-"""The command line. Every module of this folder that has an `app` adds its commands: nothing to register.
+"""The command line. Every module of this folder with a line `app = typer.Typer(…)` adds its commands.
 
 Modules keep heavy imports (Kafka client, logging) inside their functions, so that `--help` is quick.
 """
 
 from importlib import import_module
+from importlib.resources import files
 from pkgutil import iter_modules
 
 import typer
+
+
+COMMANDS_LINE = "\napp = typer.Typer("
+
+
+def command_modules() -> list[str]:
+    """Names of the modules beside this one that make an `app`; the others are not even imported."""
+    folder = files(__name__)
+    sources = ((info.name, folder.joinpath(f"{info.name}.py")) for info in iter_modules(__path__))
+    return [name for name, source in sources if COMMANDS_LINE in source.read_text("utf-8")]
 
 
 def build() -> typer.Typer:
@@ -18,12 +29,8 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for module_info in iter_modules(__path__):
-        if module_info.name == "__main__":
-            continue
-        app = getattr(import_module(f"{__name__}.{module_info.name}"), "app", None)
-        if isinstance(app, typer.Typer):
-            root.add_typer(app)
+    for name in command_modules():
+        root.add_typer(import_module(f"{__name__}.{name}").app)
     return root
 
 

@@ -79,19 +79,18 @@ def status(data_dir: DataDirOption = None, json: JsonOption = False) -> None:
     """Show what runs, where, and since when. Exit code 3 if nothing does."""
     from laxity.infra.local.status import describe  # noqa: PLC0415
 
-    found = describe(_data(data_dir))
+    running, found = describe(_data(data_dir))
     if json:
         print_json(found)
-    else:
+    elif running:
         _print_status(found)
-    if not found["running"]:
+    else:
+        note(f"nothing runs in {found['data_dir']}. Try: laxity up --detach")
+    if not running:
         raise SystemExit(int(ExitCode.NOT_RUNNING))
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    if not found["running"]:
-        note(f"nothing runs in {found['data_dir']}. Try: laxity up --detach")
-        return
     rows = [
         (row["name"], row["state"], row["pid"], row["address"], row["restarts"], row["log"])
         for row in found["processes"]

@@ -38,11 +38,12 @@ class State(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Hooks:
-    """What the supervisor wants to hear: births and deaths at once, and every change."""
+    """What the supervisor wants to hear: births and deaths at once, every change, and its own end."""
 
     born: Callable[[ProcessId], None]
     dead: Callable[[ProcessId], None]
     changed: Callable[[], None]
+    broke: Callable[[BaseException], None]
 
 
 def tail(log: Path) -> str:
@@ -69,7 +70,6 @@ class Child:
         self._hooks = hooks
         self._clock = clock
         self._stopping = asyncio.Event()
-        self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,12 +77,17 @@ class Child:
         if self._task is None or self._task.done():
             self._stopping.clear()
             self._task = asyncio.create_task(self._run(), name=self.spec.name)
+            self._task.add_done_callback(self._over)
+
+    def _over(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._hooks.broke(error)
 
     async def stop(self) -> None:
         """End the process (SIGTERM, then SIGKILL) and stay stopped; returns when it is gone."""
         self._stopping.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait({self._task})
 
     async def until_ready(self, *, timeout_ms: int, deaths_max: int) -> None:
         """Wait for readiness; StackError with the log's end if it dies too often or takes too long."""

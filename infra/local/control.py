@@ -13,7 +13,7 @@ from laxity.infra.local.errors import NotRunningError, StackError
 
 HOST = "127.0.0.1"
 LINE_BYTES_MAX = 1 << 16
-ANSWER_TIMEOUT_S = 60.0  # stopping Kafka may take STOP_GRACE_S, starting it longer
+ANSWER_TIMEOUT_S = 120.0  # longer than a start may take
 
 Handler = Callable[[str, str], Awaitable[list[str]]]
 

@@ -10,7 +10,7 @@ from signal import SIGKILL, SIGTERM
 
 from laxity.infra.local.child import tail
 from laxity.infra.local.data_dir import LOCK_WAIT_MS, DataDir, held, read_record
-from laxity.infra.local.endpoints import Endpoints, endpoints, supervisor_of
+from laxity.infra.local.endpoints import Endpoints, supervisor_of
 from laxity.infra.local.errors import StackError
 from laxity.infra.local.pids import is_alive, send
 from laxity.infra.local.plan import StackPlan, to_json
@@ -18,6 +18,7 @@ from laxity.infra.local.software import prepare
 from laxity.infra.local.survivors import end_survivors
 from laxity.schemas.timing import SystemClock
 
+START_TIMEOUT_MS = 120_000  # an empty cache on a slow line is fetched before
 DOWN_TIMEOUT_MS = 60_000  # four stages of at most 15 s
 POLL_S = 0.05
 
@@ -69,13 +70,26 @@ def start_detached(
 
 
 def _already(plan: StackPlan, present: frozenset[str]) -> Endpoints:
-    found = endpoints(plan.data.root)
-    if found is None or not plan.roles <= present:
-        lacking = ", ".join(sorted(plan.roles - present)) or "everything"
+    """Addresses of the stack that is there, once it is ready: another `up` may just be starting it."""
+    if not plan.roles <= present:
+        lacking = ", ".join(sorted(plan.roles - present))
         raise StackError(
             f"a stack without {lacking} runs in {plan.data.root}", "", "laxity down, then laxity up"
         )
-    return found
+    clock = SystemClock()
+    until_ms = clock.monotonic_ms() + START_TIMEOUT_MS
+    while clock.monotonic_ms() < until_ms:
+        record = read_record(plan.data)
+        if record is None or supervisor_of(record) is None:
+            raise StackError(
+                f"the stack in {plan.data.root} ended while it was starting", "", "laxity up again"
+            )
+        if record["ready"]:
+            return Endpoints(**record["endpoints"])
+        time.sleep(POLL_S)
+    raise StackError(
+        f"the stack in {plan.data.root} is not ready", "a role is stopped or starting", "laxity status"
+    )
 
 
 def _follow(

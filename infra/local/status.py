@@ -6,22 +6,20 @@ from laxity.infra.local.data_dir import DataDir, read_record
 from laxity.infra.local.endpoints import supervisor_of
 
 
-def describe(data: DataDir) -> dict[str, Any]:
-    """What runs in the data directory, from the supervisor's record. `running` is false if it is gone."""
+def describe(data: DataDir) -> tuple[bool, dict[str, Any]]:
+    """Whether a supervisor runs in the data directory, and what its record says."""
     record = read_record(data)
     if record is None or supervisor_of(record) is None:
         nowhere = dict.fromkeys(("kafka", "registry", "redis", "provider"))
-        return {
+        return False, {
             "data_dir": str(data.root),
-            "running": False,
             "ready": False,
             "endpoints": nowhere,
             "processes": [],
             "provider_ledger": None,
         }
-    return {
+    return True, {
         "data_dir": str(data.root),
-        "running": True,
         "ready": record["ready"],
         "endpoints": {name: address or None for name, address in record["endpoints"].items()},
         "processes": [{key: row[key] for key in row if key != "id"} for row in record["processes"]],

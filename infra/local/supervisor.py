@@ -5,18 +5,17 @@ import json
 import os
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from laxity.infra.local import control
 from laxity.infra.local.child import Child, Hooks, State
 from laxity.infra.local.data_dir import LOCK_WAIT_MS, RECORD_FORMAT, held, write_private
 from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.errors import StackError
-from laxity.infra.local.leash import line_for
-from laxity.infra.local.pids import ProcessId, identify
+from laxity.infra.local.leash_pipe import LeashPipe
+from laxity.infra.local.pids import ProcessId, start_of
 from laxity.infra.local.plan import StackPlan
 from laxity.infra.local.ports import settle_ports
 from laxity.infra.local.processes import process_table, provider_ledger, stack_endpoints
@@ -31,28 +30,6 @@ STAGES = (("kafka", "registry", "redis"), ("provider",), ("scheduler",), ("runne
 
 Report = Callable[[str], None]  # hears a line about each process that gets ready
 OnReady = Callable[[Endpoints], None]  # hears, once, that all are
-
-
-class Leash:
-    """The supervisor's end of the pipe to the leash process."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "laxity.infra.local.leash"]
-        self._popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-
-    def tell(self, sign: str, process: ProcessId) -> None:
-        """Report a birth (+) or a death (-)."""
-        assert self._popen.stdin is not None
-        self._popen.stdin.write(line_for(sign, process))
-        self._popen.stdin.flush()
-
-    def let_go(self) -> None:
-        """Close the pipe; the leash ends whoever is left, then itself."""
-        assert self._popen.stdin is not None
-        self._popen.stdin.close()
-        self._popen.wait()
 
 
 class Supervisor:
@@ -76,32 +53,40 @@ class Supervisor:
         self._secret = secrets.token_urlsafe(24)
         self._control_port = 0
         self._ready = False
-        self._leash: Leash
+        self._self = ProcessId(pid=os.getpid(), started=start_of(os.getpid()) or "")
+        self._leash = LeashPipe()
+        self._failure: asyncio.Future[None]
         self._children: list[Child] = []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start all, stay until `stop`, end all. StackError if something does not get ready."""
-        self._leash = Leash()
-        hooks = Hooks(born=self._born, dead=self._dead, changed=self._record)
+        self._failure = asyncio.get_running_loop().create_future()
+        hooks = Hooks(born=self._born, dead=self._leash.dead, changed=self._record, broke=self._broke)
         self._children = [Child(spec, hooks, self._clock) for spec in self._specs]
         server, self._control_port = await control.serve(self._secret, self._command)
+        await self._leash.hold()
+        asked = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(self._start())
         try:
-            await self._until_ready_or(stop)
-            await stop.wait()
+            await self._first_of(asked, starting)
+            await self._first_of(asked)
         finally:
+            asked.cancel()
+            starting.cancel()
+            await asyncio.gather(asked, starting, return_exceptions=True)
             server.close()
             await self._end()
 
-    async def _until_ready_or(self, stop: asyncio.Event) -> None:
-        starting = asyncio.create_task(self._start())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if starting.done():
-            starting.result()
-        else:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+    async def _first_of(self, *tasks: "asyncio.Task[Any]") -> None:
+        """Wait for one of them, or for the failure of a supervising task; raises what the finished raised."""
+        done, _ = await asyncio.wait({*tasks, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+        for finished in done:
+            finished.result()
+
+    def _broke(self, error: BaseException) -> None:
+        """A child is no longer supervised (a full disk, a bug): better to end than to pretend."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
 
     async def _start(self) -> None:
         self._record()
@@ -127,7 +112,8 @@ class Supervisor:
         self._ready = False
         for stage in reversed(STAGES):
             await asyncio.gather(*(child.stop() for child in self._children if child.spec.role in stage))
-        await asyncio.to_thread(self._leash.let_go)
+        await self._leash.let_go()
+        self._failure.cancel()
         self._plan.data.record_file.unlink(missing_ok=True)
 
     async def _command(self, command: str, role: str) -> list[str]:
@@ -149,17 +135,12 @@ class Supervisor:
 
     def _born(self, process: ProcessId) -> None:
         self._record()
-        self._leash.tell("+", process)
-
-    def _dead(self, process: ProcessId) -> None:
-        self._leash.tell("-", process)
+        self._leash.born(process)
 
     def _record(self) -> None:
-        supervisor = identify(os.getpid())
-        assert supervisor is not None
         record = {
             "format": RECORD_FORMAT,
-            "supervisor": asdict(supervisor),
+            "supervisor": asdict(self._self),
             "control": {"port": self._control_port, "secret": self._secret},
             "ready": self._ready and all(child.state is State.READY for child in self._children),
             "endpoints": asdict(self._endpoints),

@@ -136,9 +136,7 @@ def test_data_survive_every_kind_of_kill(plan: StackPlan) -> None:
     assert endpoints(data.root) is None
 
     # It starts again with the same addresses and the same data.
-    began_ms = CLOCK.monotonic_ms()
     assert start_detached(plan) == found
-    assert CLOCK.monotonic_ms() - began_ms < 20_000
     assert_kept(found, ids)
     assert start_detached(plan) == found, "a second start finds the first one's stack"
 
@@ -191,3 +189,23 @@ def test_kafka_tools_reach_the_stack(stack: Endpoints, tmp_path: Path) -> None:
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 0, answer.stderr
     assert stack.kafka in answer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_start_times(tmp_path: Path) -> None:
+    """With an empty cache under 120 s, later under 20 s, on a machine that does nothing else."""
+    settings = StackSettings(
+        data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", kafka="", registry_url="", redis_url=""
+    )
+    plan = make_plan(settings, only="kafka,registry,redis")
+    taken_ms = []
+    for _ in range(2):
+        began_ms = CLOCK.monotonic_ms()
+        try:
+            start_detached(plan)
+            taken_ms.append(CLOCK.monotonic_ms() - began_ms)
+        finally:
+            stop(plan.data)
+    assert taken_ms[0] < 120_000
+    assert taken_ms[1] < 20_000

@@ -12,6 +12,7 @@ import pytest
 from laxity.infra.local.child import GATE, Child, Hooks, State
 from laxity.infra.local.errors import StackError
 from laxity.infra.local.leash import line_for, still_running
+from laxity.infra.local.leash_pipe import LeashPipe
 from laxity.infra.local.pids import ProcessId, end_all, identify, is_alive, send
 from laxity.infra.local.processes import ProcessSpec
 from laxity.schemas.timing import SystemClock
@@ -27,6 +28,13 @@ STUBBORN = (
 
 @pytest.fixture
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(SLEEP, start_new_session=True) as popen:
+        yield popen
+        popen.kill()
+
+
+@pytest.fixture
+def another() -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(SLEEP, start_new_session=True) as popen:
         yield popen
         popen.kill()
@@ -105,6 +113,12 @@ class World:
         self.answer: str | None = None
         self.born: list[ProcessId] = []
         self.dead: list[ProcessId] = []
+        self.broken: list[BaseException] = []
+        self.disk_full = False
+
+    def change(self) -> None:
+        if self.disk_full:
+            raise OSError("no space left")
 
     async def probe(self) -> str | None:
         return self.answer
@@ -118,7 +132,13 @@ class World:
             log=self.folder / "thing.log",
             probe=self.probe,
         )
-        return Child(spec, Hooks(born=self.born.append, dead=self.dead.append, changed=lambda: None), CLOCK)
+        return Child(
+            spec,
+            Hooks(
+                born=self.born.append, dead=self.dead.append, changed=self.change, broke=self.broken.append
+            ),
+            CLOCK,
+        )
 
 
 @pytest.fixture
@@ -205,3 +225,30 @@ async def test_a_long_log_is_put_aside(world: World, monkeypatch: pytest.MonkeyP
     await child.stop()
     assert "earlier" in (world.folder / "thing.log.1").read_text()
     assert "earlier" not in log.read_text()
+
+
+async def test_a_failure_of_supervision_itself_is_told(world: World) -> None:
+    child = world.child(SLEEP)
+    child.start()
+    await ready(child)
+    world.disk_full = True
+    send(world.born[0], signal.SIGKILL)
+    await until(lambda: bool(world.broken))
+    assert "no space left" in str(world.broken[0])
+    await child.stop()
+
+
+async def test_a_killed_leash_is_replaced_and_knows_everybody(
+    sleeper: "subprocess.Popen[bytes]", another: "subprocess.Popen[bytes]"
+) -> None:
+    pipe = LeashPipe()
+    await pipe.hold()
+    pipe.born(identity(sleeper))
+    pipe.born(identity(another))
+    pipe.dead(identity(another))
+    first = pipe._popen
+    first.kill()
+    await until(lambda: pipe._popen is not first)
+    await pipe.let_go()
+    await until(lambda: sleeper.poll() == -signal.SIGTERM)
+    assert another.poll() is None, "its pid may be somebody else's"
