@@ -9,7 +9,6 @@ from pkgutil import iter_modules
 
 import typer
 
-
 COMMANDS_LINE = "\napp = typer.Typer("
 
 
