@@ -47,7 +47,9 @@ class Outbox:
         self._thread.start()
 
     def try_send(self, prepared: Prepared) -> Future[Published] | None:
-        """Queue a record; None if the queue is full. PublishFailed if the client will not take it at all."""
+        """Queue a record; None if the queue is full. PublishFailed if the client will not take it at all or was closed."""
+        if self._stopped.is_set():
+            raise PublishFailed("the publisher is closed", retriable=True)
         result: Future[Published] = Future()
         try:
             self._producer.produce(
@@ -68,8 +70,7 @@ class Outbox:
         for _ in range(max(1, round(timeout_s * _TRIES_PER_S))):
             if (result := self.try_send(prepared)) is not None:
                 return result
-            if self._stopped.wait(FULL_WAIT_S):
-                raise PublishFailed("the publisher was closed", retriable=True)
+            self._stopped.wait(FULL_WAIT_S)
         raise PublishFailed(
             f"the send queue was full for {timeout_s} s: the broker is too slow or away", retriable=True
         )
