@@ -117,7 +117,6 @@ def worker_process(plan: StackPlan, ports: Mapping[str, int], name: str) -> Proc
     """One of our own processes: addresses by environment, its HTTP port by flag."""
     role = name.partition("-")[0]
     http = f"http://127.0.0.1:{ports[name]}"
-    plan.data.folder(name)
     environment = {
         **stack_endpoints(plan, ports).environment(),
         "LAXITY_DATA_DIR": str(plan.data.root),

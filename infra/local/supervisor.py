@@ -16,7 +16,7 @@ from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.errors import StackError
 from laxity.infra.local.leash_pipe import LeashPipe
 from laxity.infra.local.pids import ProcessId, start_of
-from laxity.infra.local.plan import StackPlan
+from laxity.infra.local.plan import SERVERS, WORKERS, StackPlan
 from laxity.infra.local.ports import settle_ports
 from laxity.infra.local.processes import process_table, provider_ledger, stack_endpoints
 from laxity.infra.local.provisioning import check_existing, provision
@@ -26,7 +26,13 @@ from laxity.schemas.timing import Clock, SystemClock
 
 READY_TIMEOUT_MS = 90_000  # of one process, on a machine that is busy with other things
 DEATHS_MAX = 3  # during the start: what dies three times in a row is misconfigured
-STAGES = (("kafka", "registry", "redis"), ("provider",), ("scheduler",), ("runner",))
+START_STAGES = (SERVERS, WORKERS)  # workers wait for each other by themselves, and start sooner together
+STOP_STAGES = (
+    ("runner",),
+    ("scheduler",),
+    ("provider",),
+    SERVERS,
+)  # against the flow: nobody loses its servers
 
 Report = Callable[[str], None]  # hears a line about each process that gets ready
 OnReady = Callable[[Endpoints], None]  # hears, once, that all are
@@ -91,14 +97,14 @@ class Supervisor:
     async def _start(self) -> None:
         self._record()
         await check_existing(self._plan)
-        for stage in STAGES:
+        for stage in START_STAGES:
             children = [child for child in self._children if child.spec.role in stage]
             for child in children:
                 child.start()
             async with asyncio.TaskGroup() as group:
                 for child in children:
                     group.create_task(self._one_ready(child))
-            if "kafka" in stage:
+            if stage is SERVERS:
                 await provision(self._plan, self._endpoints)
         self._ready = True
         self._record()
@@ -110,7 +116,7 @@ class Supervisor:
 
     async def _end(self) -> None:
         self._ready = False
-        for stage in reversed(STAGES):
+        for stage in STOP_STAGES:
             await asyncio.gather(*(child.stop() for child in self._children if child.spec.role in stage))
         await self._leash.let_go()
         self._failure.cancel()
