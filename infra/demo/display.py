@@ -1,0 +1,149 @@
+"""What people see: a line of progress while the run lasts, a table per tier at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+LINE_EVERY_MS: Final = 5_000  # where there is no terminal to draw on
+WIDTH: Final = 132  # of a table that goes to a file
+UNDER_WAY: Final = frozenset({"DISPATCHED", "RUNNING", "UNKNOWN"})
+
+
+class Display(Protocol):
+    """A context manager that shows counts."""
+
+    def show(self, counts: Mapping[str, int], elapsed_ms: int) -> None:
+        """Now."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        ...
+
+
+def counts_of(
+    acknowledged: Mapping[str, object],
+    states: Mapping[str, str],
+    missed: set[str],
+    responses_429: int,
+    of: int,
+) -> dict[str, int]:
+    """Of the acknowledged tasks; one that no event tells of yet is waiting."""
+    found = Counter(states.get(task_id, "") for task_id in acknowledged)
+    ended = sum(found[state] for state in ("SUCCEEDED", "DEAD", "EXPIRED", "CANCELLED"))
+    running = sum(found[state] for state in UNDER_WAY)
+    return {
+        "tasks": of,
+        "submitted": len(acknowledged),
+        "waiting": len(acknowledged) - running - ended,
+        "running": running,
+        "done": found["SUCCEEDED"],
+        "missed": sum(task_id in acknowledged for task_id in list(missed)),
+        "expired": found["EXPIRED"],
+        "dead": found["DEAD"] + found["CANCELLED"],
+        "429s": responses_429,
+    }
+
+
+class TerminalDisplay:
+    """Drawn over itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, refresh_per_second=4)
+
+    def show(self, counts: Mapping[str, int], elapsed_ms: int) -> None:
+        """Now."""
+        table = Table("time", *counts)
+        table.add_row(f"{elapsed_ms / 1_000:.0f} s", *map(str, counts.values()))
+        self._live.update(table)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The last picture stays."""
+        self._live.__exit__(kind, error, trace)
+
+
+class LineDisplay:
+    """A line now and then."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._next_ms = 0
+
+    def show(self, counts: Mapping[str, int], elapsed_ms: int) -> None:
+        """Every LINE_EVERY_MS."""
+        if elapsed_ms >= self._next_ms:
+            self._next_ms = elapsed_ms + LINE_EVERY_MS
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            self._note(f"{elapsed_ms / 1_000:4.0f} s: {told}")
+
+    def __enter__(self) -> Self:
+        """Nothing to begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+
+def display_for(console: Console, note: Callable[[str], None]) -> Display:
+    """By whether somebody watches."""
+    return TerminalDisplay(console) if console.is_terminal else LineDisplay(note)
+
+
+COLUMNS: Final = ("submitted", "completed", "met", "missed", "expired", "dead", "lost", "doubled")
+
+
+def table_of(document: Mapping[str, Any]) -> Table:
+    """A row per tier and the total."""
+    table = Table(title=_title(document))
+    table.add_column("tier")
+    for name in (*COLUMNS, "429s", "tokens", "cost", "dispatch p50/p95/p99 ms", "wait p50/p95/p99 ms"):
+        table.add_column(name, justify="right")
+    for tier, figures in document["tiers"].items():
+        table.add_row(tier, *_cells(figures))
+    table.add_section()
+    table.add_row("total", *_cells(document))
+    return table
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    by = document["load_by"]
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in by.items())
+    return f"run {document['run']}: speed {document['speed']:g}, load {document['load']:.2f} ({shares})"
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    counts = [str(figures[name]) for name in COLUMNS]
+    times = [_times(figures[name]) for name in ("dispatch_ms", "wait_ms")]
+    return [*counts, str(figures["responses_429"]), str(figures["tokens"]), f"{figures['cost']:.2f}", *times]
+
+
+def _times(found: Mapping[str, int | None]) -> str:
+    return "/".join("-" if value is None else str(value) for value in found.values())
+
+
+def console_for(*, stderr: bool) -> Console:
+    """As wide as the terminal, else wide enough for the table."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
