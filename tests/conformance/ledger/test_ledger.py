@@ -218,7 +218,7 @@ def test_a_refreshed_registration_does_not_hand_out_credit_twice(open_ledger: An
 
 def test_leases_outlive_deregistration(open_ledger: Any) -> None:
     open_ledger.register(runner="a", fleet="g", partition=0, credit=1, ttl_ms=60_000)
-    say(open_ledger, candidates=[ask("a:0:1", fleet="g", gpu=2)])
+    say(open_ledger, candidates=[ask_in("g", "a:0:1", gpu=2)])
     open_ledger.deregister(runner="a", fleet="g")
     assert open_ledger.claim(reservation_id="a:0:1", runner="a").verdict == "claimed"
     assert open_ledger.renew(runner="a", reservation_ids=["a:0:1"]) == {"a:0:1": "ok"}
