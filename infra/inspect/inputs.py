@@ -1,0 +1,84 @@
+"""The input records of one shard by ranges of offsets, as a replay asks for them: each topic is read on from where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from laxity.infra.inspect.reading import Message, Reader, Span, headers_of
+from laxity.schemas.records import InputRange
+from laxity.schemas.topics import Names
+from laxity.streams.effects import Record
+
+
+@dataclass(slots=True, kw_only=True)
+class _Cursor:
+    """One topic's partition: `ahead` was read already and lies at or beyond `position`."""
+
+    reader: Reader
+    records: Iterator[Message]
+    position: int
+    ahead: Message | None = None
+
+
+class ShardInputs:
+    """Ranges in about the order of their offsets; going back costs a new read. `open_reader` makes a reader for each topic."""
+
+    def __init__(self, open_reader: Callable[[], Reader], names: Names) -> None:
+        self._open_reader, self._names = open_reader, names
+        self._cursors: dict[tuple[str, int], _Cursor] = {}
+
+    def close(self) -> None:
+        """Let go of all readers."""
+        for cursor in self._cursors.values():
+            cursor.records.close()  # type: ignore[attr-defined]  # a generator: its consumer is unassigned here
+            cursor.reader.close()
+        self._cursors.clear()
+
+    def read(self, moved: InputRange) -> Sequence[Record]:
+        """All committed records of the range that are still there."""
+        cursor = self._cursor(moved)
+        found = []
+        while (message := cursor.ahead or next(cursor.records, None)) is not None:
+            cursor.ahead = message
+            if message.offset() >= moved.next:
+                break
+            cursor.ahead = None
+            if message.offset() >= moved.first:
+                found.append(record_of(message, moved.topic))
+        cursor.position = moved.next
+        return found
+
+    def _cursor(self, moved: InputRange) -> _Cursor:
+        at = (moved.topic, moved.partition)
+        cursor = self._cursors.get(at)
+        if cursor is None or moved.first < cursor.position:
+            reader = self._open_reader() if cursor is None else cursor.reader
+            if cursor is not None:
+                cursor.records.close()  # type: ignore[attr-defined]
+            cursor = _Cursor(reader=reader, records=self._records(reader, moved), position=moved.first)
+            self._cursors[at] = cursor
+        return cursor
+
+    def _records(self, reader: Reader, moved: InputRange) -> Iterator[Message]:
+        full = self._names.full(moved.topic)
+        spans = reader.whole([full], moved.partition)
+        return reader.read(
+            [
+                Span(topic=full, partition=s.partition, start=max(moved.first, s.start), end=s.end)
+                for s in spans
+            ]
+        )
+
+
+def record_of(message: Message, topic: str) -> Record:
+    """A message as the core takes it; `topic` without prefix."""
+    return Record(
+        topic=topic,
+        partition=message.partition(),
+        offset=message.offset(),
+        timestamp_ms=message.timestamp()[1],
+        key=message.key(),
+        value=message.value(),
+        headers=headers_of(message),
+    )
