@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from laxity.schemas import limits
@@ -102,10 +103,15 @@ class Preparer:
 
 def wrong_types(trigger: Trigger) -> Iterable[Problem]:
     """Values that Python lets pass and Avro would bend: a float for an int, a text for a list."""
-    for field, check, wanted in _TYPES:
-        value = getattr(trigger, field)
-        if not check(value):
-            yield Problem(code="wrong_type", field=field, value=type(value).__name__, limit=wanted)
+    kinds = tuple(map(type, _PLAIN(trigger)))
+    lists = trigger.depends_on, trigger.demands, trigger.headers
+    if kinds == _PLAIN_KINDS and _is_list(lists[0]) and _is_amounts(lists[1]) and _is_texts(lists[2]):
+        return ()
+    return [
+        Problem(code="wrong_type", field=field, value=type(value).__name__, limit=wanted)
+        for field, check, wanted in _TYPES
+        if not check(value := getattr(trigger, field))
+    ]
 
 
 def _is_int(value: object) -> bool:
@@ -151,6 +157,10 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("demands", _is_amounts, "dict of str to int"),
     ("headers", _is_texts, "dict of str to str"),
 )
+
+_KINDS = {"str": str, "int": int, "bytes": bytes, "bool": bool}
+_PLAIN = attrgetter(*(name for name, _, wanted in _TYPES if wanted in _KINDS))
+_PLAIN_KINDS = tuple(_KINDS[wanted] for _, _, wanted in _TYPES if wanted in _KINDS)
 
 
 def _tier_problems(tier: str) -> Iterable[Problem]:

@@ -61,6 +61,24 @@ def _size(text: str) -> int:
 
 
 def _names(t: Trigger, _config: Config, _now_ms: int) -> Iterable[Problem]:
+    name = _NAME.fullmatch
+    if (
+        name(t.type)
+        and name(t.tenant)
+        and (not t.run_id or name(t.run_id))
+        and (not t.workflow or name(t.workflow))
+    ):
+        chars = limits.NAME_CHARS_MAX
+        if (
+            len(t.type) <= chars >= len(t.tenant)
+            and len(t.run_id) <= limits.RUN_ID_CHARS_MAX
+            and len(t.workflow) <= chars
+        ):
+            return ()
+    return _name_problems(t)
+
+
+def _name_problems(t: Trigger) -> Iterable[Problem]:
     for field, value, needed, chars in (
         ("type", t.type, True, limits.NAME_CHARS_MAX),
         ("tenant", t.tenant, True, limits.NAME_CHARS_MAX),
@@ -82,11 +100,17 @@ def _texts(t: Trigger, _config: Config, _now_ms: int) -> Iterable[Problem]:
         yield _problem(
             "too_long", "content_type", t.content_type, f"{limits.CONTENT_TYPE_CHARS_MAX} characters"
         )
-    if not all(" " <= char <= "~" for char in t.content_type):
+    if not (t.content_type.isascii() and t.content_type.isprintable()):
         yield _problem("bad_text", "content_type", t.content_type, "printable ASCII")
 
 
 def _text(field: str, value: str, size: int) -> Iterable[Problem]:
+    if value.isascii() and len(value) <= size and "\0" not in value:
+        return ()
+    return _text_problems(field, value, size)
+
+
+def _text_problems(field: str, value: str, size: int) -> Iterable[Problem]:
     if _size(value) > size:
         yield _problem("too_long", field, value, f"{size} bytes of UTF-8")
     if "\0" in value:
@@ -107,23 +131,25 @@ def _times(t: Trigger, _config: Config, now_ms: int) -> Iterable[Problem]:
 
 
 def _numbers(t: Trigger, _config: Config, _now_ms: int) -> Iterable[Problem]:
+    if not (t.estimate_ms or t.value or t.max_attempts):
+        return ()
+    return _number_problems(t)
+
+
+def _number_problems(t: Trigger) -> Iterable[Problem]:
     for field, value, most in (
         ("estimate_ms", t.estimate_ms, limits.ESTIMATE_MS_MAX),
         ("value", t.value, limits.QUANTITY_MAX),
         ("max_attempts", t.max_attempts, limits.ATTEMPTS_MAX),
     ):
-        yield from _quantity(field, value, most)
-
-
-def _quantity(field: str, value: int, most: int) -> Iterable[Problem]:
-    if value < 0:
-        yield _problem("negative", field, value, "at least 0")
-    elif value > most:
-        yield _problem("too_large", field, value, most)
+        if value < 0:
+            yield _problem("negative", field, value, "at least 0")
+        elif value > most:
+            yield _problem("too_large", field, value, most)
 
 
 def _demands(t: Trigger, config: Config, _now_ms: int) -> Iterable[Problem]:
-    return demand_problems(t.demands, config)
+    return demand_problems(t.demands, config) if t.demands else ()
 
 
 def _demand(name: str, amount: int, config: Config) -> Iterable[Problem]:
@@ -199,6 +225,19 @@ def _headers(t: Trigger, _config: Config, _now_ms: int) -> Iterable[Problem]:
 
 
 def _total(t: Trigger, _config: Config, _now_ms: int) -> Iterable[Problem]:
+    lists = sum(map(len, t.depends_on)) + sum(map(len, t.demands)) if t.depends_on or t.demands else 0
+    headers = sum(len(name) + len(value) for name, value in t.headers.items()) if t.headers else 0
+    if len(t.payload) + _UTF8_BYTES_MAX * (_NAMES_CHARS_MAX + lists + headers) > limits.TRIGGER_BYTES_MAX:
+        yield from _exact_total(t)
+
+
+_UTF8_BYTES_MAX = 4  # of one character
+_NAMES_CHARS_MAX = (
+    3 * limits.NAME_CHARS_MAX + limits.RUN_ID_CHARS_MAX + limits.KEY_BYTES_MAX + limits.CONTENT_TYPE_CHARS_MAX
+)
+
+
+def _exact_total(t: Trigger) -> Iterable[Problem]:
     texts = (t.type, t.tenant, t.run_id, t.key, t.content_type, t.workflow, *t.depends_on, *t.demands)
     headers = sum(_size(name) + _size(value) for name, value in t.headers.items())
     total = len(t.payload) + sum(map(_size, texts)) + headers
