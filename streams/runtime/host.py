@@ -46,11 +46,11 @@ class Readers:
 
     def group_metadata(self) -> object:
         """Only the urgent reader is a member."""
-        return self.urgent.consumer.consumer_group_metadata()
+        return self.urgent.group_metadata()
 
     def lags(self) -> Mapping[tuple[str, int], int]:
         """Records not yet read."""
-        return self.urgent.lags() | self.bulk.lags()
+        return {**self.urgent.lags(), **self.bulk.lags()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

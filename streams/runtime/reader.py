@@ -1,6 +1,7 @@
 """A thread that polls one consumer and fills inboxes. There are two: the urgent inputs (the group's member) and the bulk tiers.
 
-The consumer belongs to this thread: others ask by `attach` and `detach`. The group only tells which shards are ours; partitions are
+The consumer belongs to this thread: others ask by `attach` and `detach`. The client lets one thread in at a time, and a poll that waits
+keeps all others out, so what they may see (lags, the group's metadata) is taken down here after each poll. The group only tells which shards are ours; partitions are
 assigned by hand once a shard has been restored and knows its positions, and taken away in the callback that revokes them.
 """
 
@@ -22,7 +23,9 @@ from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.sources import ANCHOR
 
 POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet consumer
+LAG_EVERY_MS = 1_000
 GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
+LAGS_EVERY_MS = 1_000  # for metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,11 @@ class Reader(threading.Thread):
         self._failed = failed
         self._asked: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
         self._attached: dict[int, _Attached] = {}
+        self._lags: Mapping[tuple[str, int], int] = {}
+        self._lags_ms: Millis = clock.monotonic_ms()
+        self._group: object = None
+        self._lags: dict[tuple[str, int], int] = {}
+        self._measure_ms: Millis = 0
         self._ending = threading.Event()
         self._log = logger(reader=name)
 
@@ -79,19 +87,8 @@ class Reader(threading.Thread):
         return self._ask(lambda: self._detach([shard]))
 
     def lags(self) -> dict[tuple[str, int], int]:
-        """Records behind the end by full topic and partition, as far as known here."""
-        found: dict[tuple[str, int], int] = {}
-        for shard in list(self._attached):
-            for name in self._names:
-                at = TopicPartition(name, shard)
-                try:
-                    _, high = self.consumer.get_watermark_offsets(at, cached=True)
-                    position = self.consumer.position([at])[0].offset
-                except (KafkaException, RuntimeError):
-                    continue  # being closed or taken away
-                if high >= 0 and position >= 0:
-                    found[name, shard] = max(0, high - position)
-        return found
+        """Records behind the end by full topic and partition, as of a moment ago."""
+        return self._lags
 
     def stop(self) -> None:
         """Leave the group and close the consumer; join afterwards."""
@@ -113,7 +110,9 @@ class Reader(threading.Thread):
                 self.beat_ms = self._clock.monotonic_ms()
                 self._serve()
                 self._flow()
-                self._deliver(self._poll())
+                messages = self._poll()
+                self._take_down()
+                self._deliver(messages)
         except Exception as error:  # noqa: BLE001 - the process must not live on without a reader
             self._failed(error)
         finally:
@@ -185,10 +184,41 @@ class Reader(threading.Thread):
                     attached.paused.discard(topic)
                     self.consumer.resume([TopicPartition(name, shard)])
 
+    def _measure(self) -> None:
+        """On this thread: asking a consumer for its position from another one can hang both."""
+        if self.beat_ms < self._measure_ms:
+            return
+        self._measure_ms = self.beat_ms + LAG_EVERY_MS
+        found: dict[tuple[str, int], int] = {}
+        for shard, attached in self._attached.items():
+            taken = attached.inbox.positions()
+            for name, topic in self._names.items():
+                _, high = self.consumer.get_watermark_offsets(TopicPartition(name, shard), cached=True)
+                if high >= 0 and topic in taken:
+                    found[name, shard] = max(0, high - taken[topic])
+        self._lags = found
+
     def _poll(self) -> list[Message[bytes, bytes]]:
         """One record as soon as there is one, and whatever else is there already."""
         first = self.consumer.poll(POLL_S)
         return [] if first is None else [first, *self.consumer.consume(GATHER_MAX, 0)]
+
+    def _take_down(self) -> None:
+        if self._membership is not None:
+            self._group = self.consumer.consumer_group_metadata()
+        now_ms = self._clock.monotonic_ms()
+        if now_ms - self._lags_ms >= LAGS_EVERY_MS:
+            self._lags_ms = now_ms
+            found = (
+                (name, shard, self._lag(name, shard)) for shard in self._attached for name in self._names
+            )
+            self._lags = {(name, shard): lag for name, shard, lag in found if lag is not None}
+
+    def _lag(self, name: str, shard: int) -> int | None:
+        at = TopicPartition(name, shard)
+        _, high = self.consumer.get_watermark_offsets(at, cached=True)
+        position = self.consumer.position([at])[0].offset
+        return max(0, high - position) if high >= 0 and position >= 0 else None
 
     def _deliver(self, messages: Sequence[Message[bytes, bytes]]) -> None:
         batches: dict[tuple[str, int], list[Record]] = {}
