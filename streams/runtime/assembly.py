@@ -41,6 +41,7 @@ from laxity.streams.scheduler import Scheduler
 from laxity.streams.state.changelog import CHANGELOGS
 from laxity.streams.state.store import Store
 
+_IMPATIENT = {"fetch.wait.max.ms": 10}  # the end of a changelog is told by an empty fetch
 _STRICT = {
     "auto.offset.reset": "error"
 }  # positions are computed: a jump by the client would lose work silently
@@ -193,11 +194,11 @@ class Assembly:
         )
 
     def _loose_consumer(self) -> Consumer:
-        return self._consumer(tables.RESTORE)
+        return self._consumer(tables.RESTORE, **_IMPATIENT)
 
-    def _consumer(self, *of: tables.Table) -> Consumer:
+    def _consumer(self, *of: tables.Table, **more: object) -> Consumer:
         properties = self._clients.consumer_properties(*of, group="scheduler")
-        return Consumer({**properties, **_STRICT}, logger=quiet_logger())
+        return Consumer({**properties, **_STRICT, **more}, logger=quiet_logger())
 
     def _producer_properties(self, shard: int) -> Mapping[str, Any]:
         name = self._settings.names.full(f"scheduler.{shard}")

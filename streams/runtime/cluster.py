@@ -154,20 +154,28 @@ class KafkaChangelog:
     def read(self, start: int | None) -> Iterator[Batch]:
         """Ends at the partition's end, or early without error when told to stop. Raises OffsetGone, ClusterError."""
         consumer = self._consumer()
-        offset = OFFSET_BEGINNING if start is None else start
         try:
-            if start is not None:
-                self._check(Lookup(consumer), start)
-            consumer.assign([TopicPartition(self._topic, self._partition, offset)])
-            while not self._should_stop():
-                batch, ended = self._batch(consumer)
-                if batch is not None:
-                    yield batch
-                    reach("mid_restore")
-                if ended:
-                    return
+            low, high = Lookup(consumer).watermarks(self._topic, self._partition)
+            if start is not None and not low <= start <= high:
+                raise OffsetGone(
+                    f"offset {start} of {self._topic}/{self._partition} is not within {low} to {high}"
+                )
+            if (low if start is None else start) == high:
+                yield Batch(rows=(), next=high)
+                return
+            yield from self._read(consumer, OFFSET_BEGINNING if start is None else start)
         finally:
             consumer.close()
+
+    def _read(self, consumer: Consumer, offset: int) -> Iterator[Batch]:
+        consumer.assign([TopicPartition(self._topic, self._partition, offset)])
+        while not self._should_stop():
+            batch, ended = self._batch(consumer)
+            if batch is not None:
+                yield batch
+                reach("mid_restore")
+            if ended:
+                return
 
     def _batch(self, consumer: Consumer) -> tuple[Batch | None, bool]:
         rows: list[tuple[bytes, bytes | None]] = []
@@ -182,13 +190,6 @@ class KafkaChangelog:
             else:
                 self._judge(error)
         return (None if end < 0 else Batch(rows=rows, next=end)), ended
-
-    def _check(self, lookup: Lookup, start: int) -> None:
-        low, high = lookup.watermarks(self._topic, self._partition)
-        if not low <= start <= high:
-            raise OffsetGone(
-                f"offset {start} of {self._topic}/{self._partition} is not within {low} to {high}"
-            )
 
     def _judge(self, error: KafkaError) -> None:
         if error.code() in OUT_OF_RANGE:

@@ -1,14 +1,15 @@
 """A thread that polls one consumer and fills inboxes. There are two: the urgent inputs (the group's member) and the bulk tiers.
 
 The consumer belongs to this thread: others ask by `attach` and `detach`. The client lets one thread in at a time, and a poll that waits
-keeps all others out, so what they may see (lags, the group's metadata) is taken down here after each poll. The group only tells which shards are ours; partitions are
-assigned by hand once a shard has been restored and knows its positions, and taken away in the callback that revokes them.
+keeps all others out, so what they may see (lags, the group's metadata) is taken down here after each poll. The group only tells which
+shards are ours; partitions are assigned by hand once a shard has been restored and knows its positions, and taken away in the callback
+that revokes them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -23,7 +24,6 @@ from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.sources import ANCHOR
 
 POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet consumer
-LAG_EVERY_MS = 1_000
 GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
 LAGS_EVERY_MS = 1_000  # for metrics
 
@@ -70,8 +70,6 @@ class Reader(threading.Thread):
         self._lags: Mapping[tuple[str, int], int] = {}
         self._lags_ms: Millis = clock.monotonic_ms()
         self._group: object = None
-        self._lags: dict[tuple[str, int], int] = {}
-        self._measure_ms: Millis = 0
         self._ending = threading.Event()
         self._log = logger(reader=name)
 
@@ -86,9 +84,13 @@ class Reader(threading.Thread):
         """Read the shard's inputs no longer."""
         return self._ask(lambda: self._detach([shard]))
 
-    def lags(self) -> dict[tuple[str, int], int]:
-        """Records behind the end by full topic and partition, as of a moment ago."""
+    def lags(self) -> Mapping[tuple[str, int], int]:
+        """Records behind the end that no batch has taken, by full topic and partition, as of a moment ago."""
         return self._lags
+
+    def group_metadata(self) -> object:
+        """As of the last poll; a rebalance since then makes a transaction abort, and it is tried again."""
+        return self._group
 
     def stop(self) -> None:
         """Leave the group and close the consumer; join afterwards."""
@@ -184,20 +186,6 @@ class Reader(threading.Thread):
                     attached.paused.discard(topic)
                     self.consumer.resume([TopicPartition(name, shard)])
 
-    def _measure(self) -> None:
-        """On this thread: asking a consumer for its position from another one can hang both."""
-        if self.beat_ms < self._measure_ms:
-            return
-        self._measure_ms = self.beat_ms + LAG_EVERY_MS
-        found: dict[tuple[str, int], int] = {}
-        for shard, attached in self._attached.items():
-            taken = attached.inbox.positions()
-            for name, topic in self._names.items():
-                _, high = self.consumer.get_watermark_offsets(TopicPartition(name, shard), cached=True)
-                if high >= 0 and topic in taken:
-                    found[name, shard] = max(0, high - taken[topic])
-        self._lags = found
-
     def _poll(self) -> list[Message[bytes, bytes]]:
         """One record as soon as there is one, and whatever else is there already."""
         first = self.consumer.poll(POLL_S)
@@ -206,19 +194,16 @@ class Reader(threading.Thread):
     def _take_down(self) -> None:
         if self._membership is not None:
             self._group = self.consumer.consumer_group_metadata()
-        now_ms = self._clock.monotonic_ms()
-        if now_ms - self._lags_ms >= LAGS_EVERY_MS:
-            self._lags_ms = now_ms
-            found = (
-                (name, shard, self._lag(name, shard)) for shard in self._attached for name in self._names
-            )
-            self._lags = {(name, shard): lag for name, shard, lag in found if lag is not None}
+        if self.beat_ms - self._lags_ms >= LAGS_EVERY_MS:
+            self._lags_ms = self.beat_ms
+            self._lags = {place: lag for shard in self._attached for place, lag in self._shard_lags(shard)}
 
-    def _lag(self, name: str, shard: int) -> int | None:
-        at = TopicPartition(name, shard)
-        _, high = self.consumer.get_watermark_offsets(at, cached=True)
-        position = self.consumer.position([at])[0].offset
-        return max(0, high - position) if high >= 0 and position >= 0 else None
+    def _shard_lags(self, shard: int) -> Iterator[tuple[tuple[str, int], int]]:
+        taken = self._attached[shard].inbox.positions()
+        for name, topic in self._names.items():
+            _, high = self.consumer.get_watermark_offsets(TopicPartition(name, shard), cached=True)
+            if high >= 0 and topic in taken:
+                yield (name, shard), max(0, high - taken[topic])
 
     def _deliver(self, messages: Sequence[Message[bytes, bytes]]) -> None:
         batches: dict[tuple[str, int], list[Record]] = {}
