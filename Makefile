@@ -10,7 +10,7 @@ ARGS ?=
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep lint format types imports bench lock lock-check build clean
+.PHONY: help demo test check check-deep lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -44,6 +44,9 @@ types: $(STAMP) ## mypy, strict
 
 imports: $(STAMP) ## which folder may import which
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## write the pages of docs/ that are made from the code
+	$(BIN)/python -m laxity.infra.docs
 
 bench: $(STAMP) ## measurements; prints figures, judges nothing
 	$(BIN)/python -m pytest tests/bench -m "slow or not slow" -s $(ARGS)
