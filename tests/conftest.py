@@ -13,8 +13,19 @@ from laxity.infra.local.launch import start_detached, stop
 from laxity.infra.local.plan import SERVERS, StackPlan, make_plan
 from laxity.infra.local.provisioning import check_existing
 from laxity.infra.local.settings import StackSettings
+from laxity.infra.local.software import prepare
 
 GIVEN = ("LAXITY_KAFKA", "LAXITY_REGISTRY_URL", "LAXITY_REDIS_URL")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch what the local stack needs now: 215 MB on a slow line must not count as a test's time."""
+    if (
+        any(item.get_closest_marker("integration") for item in session.items)
+        and not session.config.option.collectonly
+    ):
+        settings = StackSettings(kafka="", registry_url="", redis_url="")
+        prepare(make_plan(settings, only=",".join(SERVERS)))
 
 
 @pytest.fixture(scope="session")

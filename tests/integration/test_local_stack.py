@@ -103,6 +103,7 @@ def test_the_three_servers_answer(stack: Endpoints) -> None:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
 
 
+@pytest.mark.timeout(300)
 def test_data_survive_every_kind_of_kill(plan: StackPlan) -> None:
     data = plan.data
     found = start_detached(plan)
