@@ -117,8 +117,8 @@ class Runner:
         with self._background(self._renew_for_ever(), self._sweep_for_ever()):
             with self._background(self._register_for_ever()):
                 await self._stop.wait()
-            await self._leases.deregister(fleet=self.fleet)
             self._registered = None
+            await self._leases.deregister(fleet=self.fleet)
             if self._failure is None:
                 await self._drain()
         self._desk.close()
