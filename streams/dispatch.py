@@ -28,6 +28,8 @@ from laxity.streams.state import index, keys
 from laxity.streams.state.store import Write
 
 HEADS_PER_CYCLE_MAX = 128  # one ledger call of about a millisecond
+EVERYTHING = ""  # the resource of a refusal that concerns all: the ledger is not open yet
+RECOVERING_RETRY_MS_MAX = 250  # it opens when the last shard has reported, of which nobody is told
 KEYED_SAFETY_MS = 5_000  # a wake-up of a keyed slot that was lost is made up for within this
 
 
@@ -56,7 +58,8 @@ class Cycle:
     """One cycle between its two halves."""
 
     nominations: list[Nomination]
-    eligible: list[bool]  # tiers with work that could go
+    eligible: list[bool]  # tiers with work in an open lane, within this cycle's reach or not
+    again: bool = False  # there is more to do at once
     local: list[Write] = field(default_factory=list)
 
 
@@ -67,6 +70,7 @@ def take_up(batch: Batch, held: Sequence[str]) -> list[Nomination]:
         task_id, generation, number = reservation.split(":")
         row = batch.tables.task(task_id)
         waits = row is not None and row.state == State.READY and row.generation == int(generation)
+        waits = waits and row is not None and not _is_hopeless(row, batch.now_ms)
         if row is not None and waits and row.dispatch_no + 1 == int(number):
             nominations.append(_nomination(task_id, row, row.tier, None))
             continue
@@ -99,17 +103,26 @@ def nominate(
     ]
     config = batch.place.config
     floors = [tier.floor_permille for tier in config.tiers]
-    eligible = [False] * len(TIERS)
-    for nominee in ready.ordered(pending, windows, admission.credits, floors, config.policy):
-        eligible[nominee.tier] = True
+    eligible, order = ready.ordered(pending, windows, admission.credits, floors, config.policy)
+    expired = 0
+    for nominee in order:
+        if len(nominations) + expired >= HEADS_PER_CYCLE_MAX:
+            break
         if nominee.task_id in taken:
             continue
         row = batch.tables.task(nominee.task_id)
         assert row is not None, f"{nominee.task_id} is in the ready table alone"
+        if _is_hopeless(row, batch.now_ms):
+            batch.end(nominee.task_id, row, Cause.EXPIRE, Reason.LATEST_START_PASSED)
+            expired += 1
+            continue
         nominations.append(_nomination(nominee.task_id, row, nominee.tier, nominee.lane))
-        if len(nominations) >= HEADS_PER_CYCLE_MAX:
-            break
-    return Cycle(nominations=nominations, eligible=eligible)
+    return Cycle(nominations=nominations, eligible=eligible, again=expired > 0)
+
+
+def _is_hopeless(row: TaskRow, now_ms: int) -> bool:
+    """Its timer may stand behind more timers than one batch fires."""
+    return row.firm and now_ms > urgency.latest_start(row)
 
 
 def _window(lane: Lane, admission: Admission) -> int:
@@ -118,7 +131,7 @@ def _window(lane: Lane, admission: Admission) -> int:
 
 def _is_open(batch: Batch, lane: Lane, admission: Admission) -> bool:
     """Nothing that the lane needs refuses at present."""
-    return all(
+    return admission.blocked.get(EVERYTHING, 0) <= batch.now_ms and all(
         admission.blocked.get(name, 0) <= batch.now_ms and _exists(batch, name) for name in lane.resources
     )
 
@@ -146,6 +159,10 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
         nomination = by_id[refusal.reservation_id]
         if refusal.reason == Reason.GONE:
             _skip_number(batch, nomination)
+            cycle.again = True
+            continue
+        if refusal.resource == EVERYTHING:
+            blocked[EVERYTHING] = batch.now_ms + min(max(1, refusal.retry_ms), RECOVERING_RETRY_MS_MAX)
             continue
         if ":" in refusal.resource:
             cycle.local += _park(batch, nomination, refusal)
@@ -153,6 +170,9 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
         blocked[refusal.resource] = batch.now_ms + max(1, refusal.retry_ms)
         if nomination.lane is not None:
             refused.add(nomination.lane.id)
+    cycle.again |= (
+        len(cycle.nominations) >= HEADS_PER_CYCLE_MAX
+    )  # lanes that no refusal blocks had no turn yet
     return Admission(blocked=blocked, windows=_windows(admission, granted, refused), credits=credits_)
 
 

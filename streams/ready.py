@@ -108,19 +108,12 @@ class ReadyTable:
         credits_: choose.Credits,
         floors: Sequence[int],
         policy: str,
-    ) -> Iterator[Nominee]:
-        """Tasks in the order of choose(), from each lane at most its window."""
+    ) -> tuple[list[bool], Iterator[Nominee]]:
+        """Which tiers have work in these lanes, and their tasks in the order of choose(), from each lane at most its window."""
         heaps = [_TierHeads(pending, windows, tier) for tier in range(TIERS)]
         left = {lane.id: window for lane, window in windows}
-        while True:
-            heads = [heap.head(left) for heap in heaps]
-            tier = choose.choose(heads, credits_, policy)
-            if tier is None:
-                return
-            nominee = heaps[tier].pop()
-            left[nominee.lane.id] -= 1
-            credits_ = choose.charge(credits_, floors, [head is not None for head in heads], tier)
-            yield nominee
+        eligible = [heap.head(left) is not None for heap in heaps]
+        return eligible, _in_order(heaps, left, credits_, floors, policy)
 
     def parked(self, keyed: str, most: int) -> list[Write]:
         """Writes that put the `most` most urgent tasks that wait for a keyed slot back into their lanes."""
@@ -186,6 +179,24 @@ class Nominee(NamedTuple):
     task_id: str
     tier: int
     lane: Lane
+
+
+def _in_order(
+    heaps: Sequence[_TierHeads],
+    left: dict[bytes, int],
+    credits_: choose.Credits,
+    floors: Sequence[int],
+    policy: str,
+) -> Iterator[Nominee]:
+    while True:
+        heads = [heap.head(left) for heap in heaps]
+        tier = choose.choose(heads, credits_, policy)
+        if tier is None:
+            return
+        nominee = heaps[tier].pop()
+        left[nominee.lane.id] -= 1
+        credits_ = choose.charge(credits_, floors, [head is not None for head in heads], tier)
+        yield nominee
 
 
 class _TierHeads:
