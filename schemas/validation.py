@@ -149,7 +149,8 @@ def _number_problems(t: Trigger) -> Iterable[Problem]:
 
 
 def _demands(t: Trigger, config: Config, _now_ms: int) -> Iterable[Problem]:
-    return demand_problems(t.demands, config) if t.demands else ()
+    """Of all that the task will need: its type's demands count too."""
+    return demand_problems({**config.type_of(t.type).demands, **t.demands}, config) if t.demands else ()
 
 
 def _demand(name: str, amount: int, config: Config) -> Iterable[Problem]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from laxity.schemas.config import Config
 from laxity.schemas.identity import reservation_id
+from laxity.schemas.limits import QUANTITY_MAX
 from laxity.schemas.records import KeyRow, SettleRow, TaskEvent, TaskRow, Transition, Usage, UsageEntry
 from laxity.schemas.serde import Codec, encode_row
 from laxity.schemas.topics import TIERS
@@ -124,7 +125,7 @@ class Batch:
                 result_ref=result_ref,
             ),
         )
-        cost = self.place.config.prices.cost_micros(row.usage)
+        cost = min(self.place.config.prices.cost_micros(row.usage), QUANTITY_MAX)
         self._told[task_id].extra = {
             "missed_by_ms": max(0, ended_ms - row.deadline_ms),
             "usage": row.usage,
@@ -206,7 +207,7 @@ class Batch:
                 tier=tier,
                 unit=unit,
                 quantity=n,
-                cost_micros=prices.cost_micros({unit: n}),
+                cost_micros=min(prices.cost_micros({unit: n}), QUANTITY_MAX),
             )
             for (tenant, type_, tier, unit), n in sorted(self._sums.items())
         )

@@ -10,7 +10,7 @@ from laxity.schemas.identity import digest_of
 from laxity.schemas.limits import EVENT_RESULT_BYTES_MAX
 from laxity.schemas.records import AttemptNote, Outcome, TaskRow
 from laxity.schemas.serde import Undecodable
-from laxity.streams import letters, urgency
+from laxity.streams import letters, reports, urgency
 from laxity.streams.batch import Batch
 from laxity.streams.effects import Record
 from laxity.streams.lifecycle import LEASED, Cause, State
@@ -37,13 +37,17 @@ def complete(batch: Batch, record: Record) -> None:
     if outcome.original is not None:
         batch.write(letters.of_record(batch.place, None, outcome.original, Reason.POISON, outcome.message))
         return
-    _apply(batch, outcome, record)
+    sound, problem = reports.vetted(outcome)
+    if problem:
+        original = letters.original_of(record, batch.place.prefix)
+        batch.write(letters.of_record(batch.place, None, original, Reason.INVALID, problem))
+    if sound is not None:
+        _apply(batch, sound, record)
 
 
 def _apply(batch: Batch, outcome: Outcome, record: Record) -> None:
     row = batch.tables.task(outcome.task_id)
-    handler = _HANDLERS.get(outcome.kind)
-    if row is None or handler is None or not _is_current(row, outcome):
+    if row is None or not _is_current(row, outcome):
         if outcome.kind in _FINAL:
             tier = 0 if row is None else row.tier
             batch.tell(
@@ -57,7 +61,8 @@ def _apply(batch: Batch, outcome: Outcome, record: Record) -> None:
                 detail=outcome.kind,
             )
         return
-    handler(batch, outcome.task_id, _with_usage(row, outcome), outcome, record)
+    used_up = replace(row, usage=reports.added(row.usage, outcome.usage)) if outcome.usage else row
+    _HANDLERS[outcome.kind](batch, outcome.task_id, used_up, outcome, record)
 
 
 def _is_current(row: TaskRow, outcome: Outcome) -> bool:
@@ -65,17 +70,7 @@ def _is_current(row: TaskRow, outcome: Outcome) -> bool:
     return row.state in LEASED and fence == (row.generation, row.dispatch_no)
 
 
-def _with_usage(row: TaskRow, outcome: Outcome) -> TaskRow:
-    """The row with the counts of this outcome added."""
-    if not outcome.usage:
-        return row
-    total = dict(row.usage)
-    for unit, quantity in outcome.usage.items():
-        total[unit] = total.get(unit, 0) + quantity
-    return replace(row, usage=total)
-
-
-def _started(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+def _started(batch: Batch, task_id: str, row: TaskRow, _outcome: Outcome, record: Record) -> None:
     if row.started_ms:
         return
     batch.move(
@@ -85,15 +80,19 @@ def _started(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record:
         Reason.STARTED,
         record.timestamp_ms,
         started_ms=record.timestamp_ms,
-        attempt=outcome.attempt,
-        runner=outcome.runner,
+        attempt=row.attempt + 1,
         bounces=0,
         revoking="" if row.revoking == "bounce" else row.revoking,
     )
 
 
 def _progress(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, _record: Record) -> None:
-    batch.tables.put_task(task_id, replace(row, checkpoint=outcome.checkpoint))
+    batch.tables.put_task(task_id, _checkpointed(row, outcome))
+
+
+def _checkpointed(row: TaskRow, outcome: Outcome) -> TaskRow:
+    """A report without a checkpoint leaves the last one."""
+    return row if outcome.checkpoint is None else replace(row, checkpoint=outcome.checkpoint)
 
 
 def _succeeded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
@@ -102,7 +101,7 @@ def _succeeded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, recor
     where = f"{batch.place.prefix}{record.topic}:{record.partition}:{record.offset}" if outcome.result else ""
     batch.end(
         task_id,
-        _ended(row, outcome),
+        _ended(row),
         Cause.SUCCEED,
         Reason.SUCCEEDED,
         record.timestamp_ms,
@@ -113,7 +112,7 @@ def _succeeded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, recor
 
 def _failed(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
     batch.settle(task_id, row, outcome.used)
-    row = _noted(_ended(row, outcome), outcome.code or "failed", outcome.message, record.timestamp_ms)
+    row = _noted(_ended(row), outcome.code or "failed", outcome.message, record.timestamp_ms)
     if outcome.code == Reason.POISON:
         batch.end(task_id, row, Cause.DIE, Reason.POISON, record.timestamp_ms, message=outcome.message)
     elif not outcome.retryable:
@@ -133,7 +132,7 @@ def _yielded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record:
     give_back(
         batch,
         task_id,
-        replace(row, checkpoint=outcome.checkpoint, attempt=row.attempt - 1),
+        replace(_checkpointed(row, outcome), attempt=row.attempt - (1 if row.started_ms else 0)),
         Reason.YIELDED,
         record.timestamp_ms,
     )
@@ -141,7 +140,7 @@ def _yielded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record:
 
 def _unknown(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
     batch.settle(task_id, row, outcome.used)
-    row = batch.move(task_id, _ended(row, outcome), Cause.LOSE, Reason.OUTCOME_UNKNOWN, record.timestamp_ms)
+    row = batch.move(task_id, _ended(row), Cause.LOSE, Reason.OUTCOME_UNKNOWN, record.timestamp_ms)
     resolve_unknown(
         batch, task_id, row, started=True, message=outcome.message, happened_ms=record.timestamp_ms
     )
@@ -166,14 +165,9 @@ _HANDLERS: dict[str, Handler] = {
 _FINAL = frozenset({"succeeded", "failed", "unknown", "yielded"})
 
 
-def _ended(row: TaskRow, outcome: Outcome) -> TaskRow:
-    """An attempt that ended was an attempt, even if its start was not seen."""
-    return replace(
-        row,
-        attempt=max(row.attempt, outcome.attempt),
-        runner=outcome.runner or row.runner,
-        after_unknown=False,
-    )
+def _ended(row: TaskRow) -> TaskRow:
+    """An attempt that ended was an attempt, even if its start was not seen. The shard counts, whatever the runner says."""
+    return replace(row, attempt=row.attempt + (0 if row.started_ms else 1), after_unknown=False)
 
 
 def _noted(row: TaskRow, code: str, message: str, at_ms: int) -> TaskRow:
@@ -197,6 +191,8 @@ def backoff_ms(task_id: str, generation: int, attempt: int, base_ms: int, most_m
 
 def retry(batch: Batch, task_id: str, row: TaskRow, happened_ms: int, *, not_before_ms: int = 0) -> None:
     """Another attempt after a backoff that ends before the deadline; no attempt or no time left: the task dies."""
+    if _is_cancelled(batch, task_id, row, happened_ms, known=not row.after_unknown):
+        return
     last_ms = urgency.latest_start(row) if row.firm else row.deadline_ms
     earliest_ms = max(batch.now_ms, not_before_ms)
     if row.attempt >= row.max_attempts or earliest_ms > last_ms:
@@ -223,7 +219,16 @@ _UNLEASED: dict[str, Any] = {
 
 def give_back(batch: Batch, task_id: str, row: TaskRow, reason: str, happened_ms: int = 0) -> None:
     """Ready again at once, no attempt spent."""
-    batch.move(task_id, row, Cause.RETURN, reason, happened_ms, ready_ms=batch.now_ms, **_UNLEASED)
+    if not _is_cancelled(batch, task_id, row, happened_ms, known=True):
+        batch.move(task_id, row, Cause.RETURN, reason, happened_ms, ready_ms=batch.now_ms, **_UNLEASED)
+
+
+def _is_cancelled(batch: Batch, task_id: str, row: TaskRow, happened_ms: int, *, known: bool) -> bool:
+    """Whether a cancel waits for the ledger's word: then the end of this dispatch is the end of the task."""
+    if row.revoking != "cancel":
+        return False
+    batch.end(task_id, row, Cause.CANCEL, Reason.CANCELLED, happened_ms, known=known)
+    return True
 
 
 def bounced(batch: Batch, task_id: str, row: TaskRow) -> None:
@@ -248,6 +253,8 @@ def resolve_unknown(
     """Nobody will ever tell: if it had started, what the task type says of an unknown outcome applies."""
     if not started:
         give_back(batch, task_id, row, Reason.NEVER_STARTED, happened_ms)
+        return
+    if _is_cancelled(batch, task_id, row, happened_ms, known=False):
         return
     noted = _noted(row, Reason.OUTCOME_UNKNOWN, message, happened_ms or batch.now_ms)
     if row.on_unknown == "park":

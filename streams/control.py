@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from laxity.schemas.identity import payload_digest, positional_key, run_id_of, task_id_of
+from laxity.schemas.limits import NAME_CHARS_MAX
 from laxity.schemas.records import Command, Trigger
 from laxity.schemas.serde import Undecodable
 from laxity.schemas.topics import TIERS
 from laxity.streams import letters
 from laxity.streams.batch import Batch
 from laxity.streams.effects import Record
-from laxity.streams.ingest import TRIGGERS, Arrival, admit, enrich
+from laxity.streams.ingest import TRIGGERS, Arrival, admit, enrich, refusals
 from laxity.streams.lifecycle import LEASED, Cause, State
 from laxity.streams.reasons import Reason
 
@@ -31,11 +32,22 @@ def control(batch: Batch, record: Record) -> None:
 
 
 def _refuse(batch: Batch, command: Command, detail: str) -> None:
-    batch.tell("refused_command", command.task_id, 0, code=command.kind, detail=detail, tenant=command.tenant)
+    batch.tell(
+        "refused_command",
+        command.task_id[:NAME_CHARS_MAX],
+        0,
+        code=command.kind[:NAME_CHARS_MAX],
+        detail=detail,
+        tenant=command.tenant[:NAME_CHARS_MAX],
+    )
 
 
 def _unsupported(batch: Batch, command: Command) -> None:
-    _refuse(batch, command, f"kind {command.kind!r} is not supported; known: {', '.join(sorted(_COMMANDS))}")
+    _refuse(
+        batch,
+        command,
+        f"kind {command.kind[:NAME_CHARS_MAX]!r} is not supported; known: {', '.join(sorted(_COMMANDS))}",
+    )
 
 
 def _cancel(batch: Batch, command: Command) -> None:
@@ -65,12 +77,14 @@ def _redrive(batch: Batch, command: Command) -> None:
         _refuse(batch, command, f"generation {command.generation} does not follow: {known}")
         return
     arrival = _arrival(batch, command)
-    if arrival is None or arrival.task_id != command.task_id:
-        _refuse(batch, command, "the original bytes are not a trigger of this task")
+    if arrival is None or (arrival.task_id, _digest(arrival)) != (command.task_id, ended.digest):
+        _refuse(batch, command, "the original bytes are not the trigger of this task")
         return
-    digest = payload_digest(arrival.trigger.type, arrival.trigger.payload)
+    if found := refusals(batch, arrival):
+        _refuse(batch, command, "; ".join(p.text() for p in found)[: letters.MESSAGE_CHARS_MAX])
+        return
     row = replace(
-        enrich(batch, arrival, digest),
+        enrich(batch, arrival, ended.digest),
         generation=command.generation,
         effect_generation=ended.effect_generation if ended.unknown else command.generation,
         dispatch_no=ended.dispatch_no,
@@ -80,6 +94,10 @@ def _redrive(batch: Batch, command: Command) -> None:
     )
     batch.tables.put_original(command.task_id, arrival.original)
     admit(batch, command.task_id, row, Reason.REDRIVEN, 0)
+
+
+def _digest(arrival: Arrival) -> bytes:
+    return payload_digest(arrival.trigger.type, arrival.trigger.payload)
 
 
 def _arrival(batch: Batch, command: Command) -> Arrival | None:

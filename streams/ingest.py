@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from laxity.schemas.identity import payload_digest, positional_key, run_id_of, shard_of, task_id_of
+from laxity.schemas.limits import RUN_ID_CHARS_MAX, TIME_MS_MAX
 from laxity.schemas.records import Link, Original, TaskRow, Trigger
 from laxity.schemas.serde import Undecodable, encode_row
 from laxity.schemas.topics import TIERS
@@ -16,6 +17,7 @@ from laxity.streams.lifecycle import Cause, State
 from laxity.streams.reasons import Reason
 
 TRIGGERS = "triggers."
+_TOPICS = frozenset(TRIGGERS + tier for tier in TIERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,15 @@ def ingest(batch: Batch, record: Record) -> None:
     _arrive(batch, original, record.topic, reread=reread)
 
 
-def adopt(batch: Batch, link: Link) -> None:
-    """A stray that another shard sent here."""
-    assert link.original is not None, "a stray without its record"
+def adopt(batch: Batch, link: Link) -> bool:
+    """A stray that another shard sent here. False: the link carries no trigger."""
+    if link.kind != "stray" or link.original is None:
+        return False
     topic = link.original.topic.removeprefix(batch.place.prefix)
+    if topic not in _TOPICS:
+        return False
     _arrive(batch, link.original, topic, reread=link.reread)
+    return True
 
 
 def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool) -> None:
@@ -84,31 +90,38 @@ def _rehome(batch: Batch, arrival: Arrival, home: int) -> None:
     link = Link(kind="stray", from_shard=batch.place.shard, original=arrival.original, reread=arrival.reread)
     batch.write(
         Output(
-            topic="links", partition=home, key=arrival.run_id.encode(), value=encode_row(link), schema=Link
+            topic="links",
+            partition=home,
+            key=arrival.run_id[:RUN_ID_CHARS_MAX].encode(),  # a longer one is refused where it arrives
+            value=encode_row(link),
+            schema=Link,
         )
     )
     batch.tell("rehomed", arrival.task_id, arrival.tier, detail=f"{_where(arrival.original)} to shard {home}")
 
 
 def _settle_in(batch: Batch, arrival: Arrival) -> None:
-    found = problems(arrival.trigger, batch.place.config, arrival.original.timestamp_ms)
-    if arrival.trigger.depends_on:
-        found.append(_NO_GRAPH)
+    """What is known by its key is never judged again: of a duplicate all but type and payload is ignored."""
     digest = payload_digest(arrival.trigger.type, arrival.trigger.payload)
-    if found:
-        _reject(batch, arrival, Reason.INVALID, "; ".join(p.text() for p in found))
-        return
     known = _known_digest(batch, arrival.task_id)
-    if known is None:
-        _accept(batch, arrival, digest)
-    elif known == digest:
+    if arrival.reread or known == digest:
         batch.tell(
             "duplicate", arrival.task_id, arrival.tier, **_names(arrival), detail=_where(arrival.original)
         )
-    else:
+    elif known is not None:
         _reject(
             batch, arrival, Reason.IDEMPOTENCY_CONFLICT, f"key {arrival.key!r} has another type or payload"
         )
+    elif found := refusals(batch, arrival):
+        _reject(batch, arrival, Reason.INVALID, "; ".join(p.text() for p in found))
+    else:
+        _accept(batch, arrival, digest)
+
+
+def refusals(batch: Batch, arrival: Arrival) -> list[Problem]:
+    """Why the trigger cannot become a task; empty: it can."""
+    found = problems(arrival.trigger, batch.place.config, arrival.original.timestamp_ms)
+    return [*found, _NO_GRAPH] if arrival.trigger.depends_on else found
 
 
 _NO_GRAPH = Problem(
@@ -134,11 +147,6 @@ def _known_digest(batch: Batch, task_id: str) -> bytes | None:
 
 
 def _reject(batch: Batch, arrival: Arrival, reason: Reason, text: str) -> None:
-    if arrival.reread:
-        batch.tell(
-            "duplicate", arrival.task_id, arrival.tier, **_names(arrival), detail=_where(arrival.original)
-        )
-        return
     batch.write(letters.of_record(batch.place, arrival.tier, arrival.original, reason, text))
     kind = "conflict" if reason == Reason.IDEMPOTENCY_CONFLICT else "rejected"
     state = "" if kind == "conflict" else State.DEAD
@@ -148,7 +156,7 @@ def _reject(batch: Batch, arrival: Arrival, reason: Reason, text: str) -> None:
         arrival.tier,
         **_names(arrival),
         code=str(reason),
-        detail=text,
+        detail=text[: letters.MESSAGE_CHARS_MAX],
         state=state,
         accepted_ms=arrival.original.timestamp_ms,
     )
@@ -174,7 +182,7 @@ def enrich(batch: Batch, arrival: Arrival, digest: bytes) -> TaskRow:
     """The task's row with the defaults of its type and tier. A firm deadline must be given: without one a task is soft."""
     t, config = arrival.trigger, batch.place.config
     type_, tier = config.type_of(t.type), config.tiers[arrival.tier]
-    accepted_ms = arrival.original.timestamp_ms
+    accepted_ms = min(arrival.original.timestamp_ms, TIME_MS_MAX)
     return TaskRow(
         tenant=t.tenant,
         run_id=arrival.run_id,

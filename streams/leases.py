@@ -17,6 +17,7 @@ from laxity.streams.lifecycle import LEASED, Cause, State
 from laxity.streams.reasons import Reason
 
 OUTCOMES = "outcomes"
+REVOKES_PER_CALL_MAX = 256  # of each kind; runners bounce in bulk, and the ledger takes 1,024 ids a call
 
 
 def holder(batch: Batch, reservation: str) -> tuple[str, TaskRow] | None:
@@ -33,8 +34,9 @@ def lapse(batch: Batch, reservations: Iterable[str], outcomes_end: int) -> None:
     for reservation in reservations:
         found = holder(batch, reservation)
         if found is not None and found[1].state != State.UNKNOWN:
+            assert outcomes_end >= 0, f"{reservation} lapsed: the end of outcomes was not asked"
             task_id, row = found
-            batch.move(task_id, row, Cause.LOSE, Reason.LEASE_LAPSED, unknown_until=max(0, outcomes_end))
+            batch.move(task_id, row, Cause.LOSE, Reason.LEASE_LAPSED, unknown_until=outcomes_end)
 
 
 def resolve(batch: Batch, task_ids: Iterable[str], read_to: int) -> None:
@@ -46,12 +48,14 @@ def resolve(batch: Batch, task_ids: Iterable[str], read_to: int) -> None:
 
 
 def ask(batch: Batch, task_ids: Iterable[str]) -> None:
-    """Revokes and cancels that the ledger has yet to answer, this batch's included."""
+    """Revokes and cancels that the ledger has yet to answer, this batch's included; the rest goes with the next call."""
     for task_id in task_ids:
         row = batch.tables.task(task_id)
         if row is None or row.state not in LEASED or not row.revoking:
             continue
         asked = batch.cancels if row.revoking == "cancel" else batch.revokes
+        if len(asked) >= REVOKES_PER_CALL_MAX:
+            continue
         asked[reservation_id(task_id, row.generation, row.dispatch_no)] = task_id
 
 
@@ -66,7 +70,7 @@ def conclude(batch: Batch, verdicts: Mapping[str, str], outcomes_end: int) -> No
             batch.end(task_id, row, Cause.CANCEL, Reason.CANCELLED, known=verdict == "revoked")
         elif row.revoking and verdict == "revoked" and row.state == State.DISPATCHED:
             bounced(batch, task_id, row)
-        elif row.revoking and verdict == "gone":
-            lapse(batch, [reservation], outcomes_end)
         elif row.revoking:
             batch.tables.put_task(task_id, replace(row, revoking=""))
+            if verdict == "gone":
+                lapse(batch, [reservation], outcomes_end)

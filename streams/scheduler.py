@@ -23,6 +23,7 @@ from laxity.streams.errors import StateVersionError
 from laxity.streams.ledger.protocol import Answer, Exchange, Live, Settle
 from laxity.streams.lifecycle import State
 from laxity.streams.ready import ReadyTable
+from laxity.streams.reasons import Reason
 from laxity.streams.state import index, keys
 from laxity.streams.state.store import Store, Write
 from laxity.streams.state.tables import Tables
@@ -264,8 +265,12 @@ class Scheduler:
             now_ms=max(now_ms, self._row.now_ms),
             seq=self._row.seq,
             waiting=list(self.backlog()),
-            marks={m.topic: m.next for m in self._row.marks},
+            marks={m.topic: m.next for m in self._row.marks if self._is_same_topic(m)},
         )
+
+    def _is_same_topic(self, mark: Mark) -> bool:
+        """A topic that was made anew counts from 0 again: the mark of the old one says nothing of it."""
+        return self._topic_ids.get(mark.topic, mark.topic_id) == mark.topic_id
 
     def _next_row(
         self,
@@ -334,11 +339,13 @@ class Scheduler:
         """When to go on without records: at once where this batch made room for more, later where the ledger was silent."""
         now_ms, answer, cycle = opened.work.now_ms, opened.answer, opened.cycle
         asked = opened.exchange is not None and _asks(opened.exchange)
-        if cycle is None or opened.again or (answer and (answer.grants or self._heard or cycle.local)):
+        if cycle is None or opened.again or cycle.again:
+            return now_ms
+        if answer and (answer.grants or self._heard or cycle.local):
             return now_ms
         if answer is None and asked:
             return now_ms + LEDGER_RETRY_MS
-        if self._owed or self._acknowledge:
+        if self._owed or self._acknowledge or self._revoking:
             return now_ms
         return now_ms + LEASE_CHECK_MS if self._leases else None
 
@@ -382,10 +389,15 @@ def _link(batch: Batch, record: Record) -> None:
     try:
         link = batch.place.codec.decode(Link, record.value)
     except Undecodable as error:
-        original = letters.original_of(record, batch.place.prefix)
-        batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
+        _refuse_link(batch, record, error.reason, error.detail)
         return
-    ingest.adopt(batch, link)
+    if not ingest.adopt(batch, link):
+        _refuse_link(batch, record, Reason.INVALID, f"kind {link.kind[:64]!r} without a trigger's record")
+
+
+def _refuse_link(batch: Batch, record: Record, reason: str, text: str) -> None:
+    original = letters.original_of(record, batch.place.prefix)
+    batch.write(letters.of_record(batch.place, None, original, reason, text))
 
 
 _STAGES: dict[str, Callable[[Batch, Record], None]] = {
