@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from laxity.producers.request import Prepared
 from laxity.schemas.identity import positional_key, run_id_of, task_id_of
+
+OnDelivery = Callable[[KafkaError | None, Message], None]
+Position = tuple[str, int, int]
 
 POLL_S = 0.05  # how long a closing publisher waits for its thread, at most
 FULL_WAIT_S = 0.02  # between two tries at a full queue
@@ -48,28 +53,49 @@ class Outbox:
 
     def try_send(self, prepared: Prepared) -> Future[Published] | None:
         """Queue a record; None if the queue is full. PublishFailed if the client will not take it at all or was closed."""
+        result: Future[Published] = Future()
+        return result if self._try_produce(prepared, partial(_conclude, result, prepared)) else None
+
+    def _try_produce(self, prepared: Prepared, on_delivery: OnDelivery) -> bool:
+        """False if the queue is full."""
         if self._stopped.is_set():
             raise PublishFailed("the publisher is closed", retriable=True)
-        result: Future[Published] = Future()
         try:
             self._producer.produce(
                 prepared.topic,
                 value=prepared.value,
                 key=prepared.record_key,
                 headers=list(prepared.headers) or None,
-                on_delivery=partial(_conclude, result, prepared),
+                on_delivery=on_delivery,
             )
         except BufferError:
-            return None
+            return False
         except KafkaException as error:
             raise _failure(error.args[0]) from error
-        return result
+        return True
 
     def send(self, prepared: Prepared, timeout_s: float) -> Future[Published]:
         """As try_send, waiting for room: that is the back-pressure. PublishFailed if there is none in time."""
+        result: Future[Published] = Future()
+        self._produce(prepared, partial(_conclude, result, prepared), timeout_s)
+        return result
+
+    def send_all(self, batch: Sequence[Prepared], timeout_s: float) -> list[Published | PublishFailed]:
+        """One result per record, in order. Without a future for each, which would cost more than all the rest of it."""
+        answers = Answers(len(batch))
+        for index, prepared in enumerate(batch):
+            on_delivery = partial(answers.take, index)
+            try:
+                self._produce(prepared, on_delivery, timeout_s)
+            except PublishFailed as error:
+                answers.put(index, error)
+        answers.done.wait(timeout_s)
+        return [_result(prepared, answer) for prepared, answer in zip(batch, answers.found, strict=True)]
+
+    def _produce(self, prepared: Prepared, on_delivery: OnDelivery, timeout_s: float) -> None:
         for _ in range(max(1, round(timeout_s * _TRIES_PER_S))):
-            if (result := self.try_send(prepared)) is not None:
-                return result
+            if self._try_produce(prepared, on_delivery):
+                return
             self._stopped.wait(FULL_WAIT_S)
         raise PublishFailed(
             f"the send queue was full for {timeout_s} s: the broker is too slow or away", retriable=True
@@ -93,6 +119,27 @@ class Outbox:
             self._producer.poll(POLL_S)
 
 
+class Answers:
+    """Delivery reports of a batch by index; `done` is set with the last one."""
+
+    def __init__(self, size: int) -> None:
+        self.found: list[Position | PublishFailed | None] = [None] * size
+        self.done = threading.Event()
+        self._left = itertools.count(size - 1, -1)  # next() is atomic: reports may come on several threads
+        if not size:
+            self.done.set()
+
+    def take(self, index: int, error: KafkaError | None, message: Message) -> None:
+        """A delivery report."""
+        self.put(index, _position(message) if error is None else _failure(error))
+
+    def put(self, index: int, answer: Position | PublishFailed) -> None:
+        """What became of one record."""
+        self.found[index] = answer
+        if next(self._left) == 0:
+            self.done.set()
+
+
 def _conclude(
     result: Future[Published], prepared: Prepared, error: KafkaError | None, message: Message
 ) -> None:
@@ -100,22 +147,35 @@ def _conclude(
         return  # the caller gave up waiting
     if error is not None:
         result.set_exception(_failure(error))
-        return
+    else:
+        result.set_result(_published(prepared, _position(message)))
+
+
+def _position(message: Message) -> Position:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None, "a delivery report names its topic"
     assert partition is not None, "a delivery report names its partition"
     assert offset is not None, "a delivery report names its offset"
+    return topic, partition, offset
+
+
+def _result(prepared: Prepared, answer: Position | PublishFailed | None) -> Published | PublishFailed:
+    if answer is None:
+        return PublishFailed("no delivery report in time", retriable=True)
+    return answer if isinstance(answer, PublishFailed) else _published(prepared, answer)
+
+
+def _published(prepared: Prepared, position: Position) -> Published:
+    topic, partition, offset = position
     key = prepared.key or positional_key(topic, partition, offset)
     run_id = prepared.run_id or run_id_of(prepared.tenant, "", key)
-    result.set_result(
-        Published(
-            task_id=task_id_of(prepared.tenant, run_id, key),
-            run_id=run_id,
-            key=key,
-            topic=topic,
-            partition=partition,
-            offset=offset,
-        )
+    return Published(
+        task_id=task_id_of(prepared.tenant, run_id, key),
+        run_id=run_id,
+        key=key,
+        topic=topic,
+        partition=partition,
+        offset=offset,
     )
 
 

@@ -73,9 +73,7 @@ class Publisher:
         self, triggers: Iterable[Trigger], tier: str = TIER_DEFAULT, headers: Headers = ()
     ) -> list[Result]:
         """One result per trigger, in order. All are checked before any is sent: InvalidTrigger tells the index of the first bad one."""
-        return [
-            _outcome(result) for result in [self._try(p) for p in self._prepare_all(triggers, tier, headers)]
-        ]
+        return self._outbox.send_all(self._prepare_all(triggers, tier, headers), WAIT_S)
 
     def flush(self, timeout_s: float = CLOSE_S) -> None:
         """Wait until all that was sent is answered. PublishFailed names how many are not."""
@@ -109,14 +107,6 @@ class Publisher:
             except InvalidTrigger as error:
                 raise InvalidTrigger(error.problems, index) from None
         return prepared
-
-    def _try(self, prepared: Prepared) -> Future[Published]:
-        try:
-            return self._outbox.send(prepared, WAIT_S)
-        except PublishFailed as error:
-            failed: Future[Published] = Future()
-            failed.set_exception(error)
-            return failed
 
 
 class AsyncPublisher:
@@ -172,13 +162,6 @@ def _wait(result: Future[Published]) -> Published:
         return result.result(WAIT_S)
     except TimeoutError:
         raise PublishFailed(f"no delivery report within {WAIT_S} s", retriable=True) from None
-
-
-def _outcome(result: Future[Published]) -> Result:
-    try:
-        return _wait(result)
-    except PublishFailed as error:
-        return error
 
 
 def _complain(left: int, timeout_s: float) -> None:
