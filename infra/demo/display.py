@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 LINE_EVERY_MS: Final = 5_000  # where there is no terminal to draw on
-WIDTH: Final = 132  # of a table that goes to a file
+WIDTH: Final = 160  # of a table that goes to a file
 UNDER_WAY: Final = frozenset({"DISPATCHED", "RUNNING", "UNKNOWN"})
 
 
@@ -116,10 +116,12 @@ COLUMNS: Final = ("submitted", "completed", "met", "missed", "expired", "dead", 
 
 def table_of(document: Mapping[str, Any]) -> Table:
     """A row per tier and the total."""
-    table = Table(title=_title(document))
-    table.add_column("tier")
-    for name in (*COLUMNS, "429s", "tokens", "cost", "dispatch p50/p95/p99 ms", "wait p50/p95/p99 ms"):
-        table.add_column(name, justify="right")
+    table = Table(title=_title(document), title_justify="left")
+    table.add_column("tier", no_wrap=True)
+    for name in (*COLUMNS, "429s", "tokens", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("dispatch ms", "wait ms"):
+        table.add_column(f"{name}\np50/p95/p99", justify="right", no_wrap=True)
     for tier, figures in document["tiers"].items():
         table.add_row(tier, *_cells(figures))
     table.add_section()

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from laxity.infra.demo.stories import TERMINAL, Seen, Sent
 from laxity.infra.demo.submission import HEADER
@@ -43,8 +44,10 @@ class Watcher:
         self._names = settings.names
         self._run = run.encode()
         self._clock = clock
+        self._admin = clients.admin()
         self._consumer: Consumer = clients.reader("demo")
-        self._consumer.assign(self._ends())
+        ends = self._ends()
+        self._consumer.assign([TopicPartition(topic, number, end) for (topic, number), end in ends.items()])
         self._eof: dict[tuple[str, int], int] = {}
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -83,21 +86,19 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _ends(self) -> list[TopicPartition]:
-        """The present end of every partition that is read."""
-        topics = self._consumer.list_topics(timeout=ASK_S).topics
-        found = []
+    def _ends(self) -> dict[tuple[str, int], int]:
+        """The present end of every partition that is read, as committed; in one request, beside the consumer's waiting fetches."""
+        topics = self._admin.list_topics(timeout=ASK_S).topics
+        latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted: dict[TopicPartition, OffsetSpec] = {}
         for name in (self._names.full(f"{family}.{tier}") for family in FAMILIES for tier in TIERS):
             if name not in topics:
                 raise WatchError(f"topic {name} does not exist: laxity topics apply")
-            found += [
-                TopicPartition(name, number, self._end(name, number)) for number in topics[name].partitions
-            ]
-        return found
-
-    def _end(self, name: str, number: int) -> int:
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(name, number), timeout=ASK_S)
-        return int(high)
+            wanted |= {TopicPartition(name, number): latest for number in topics[name].partitions}
+        asked = self._admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_S
+        )
+        return {(at.topic, at.partition): answer.result(ASK_S).offset for at, answer in asked.items()}
 
     def _follow(self) -> None:
         try:
@@ -107,7 +108,7 @@ class Watcher:
             self._failure = error
 
     def _catch_up(self) -> None:
-        ends = {(p.topic, p.partition): self._end(p.topic, p.partition) for p in self._consumer.assignment()}
+        ends = self._ends()
         until_ms = self._clock.monotonic_ms() + CATCH_UP_MS
         while behind := [at for at, end in ends.items() if self._eof.get(at, 0) < end]:
             if self._clock.monotonic_ms() > until_ms:

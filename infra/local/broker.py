@@ -84,7 +84,8 @@ def format_storage(java: Java, jars: Sequence[Path], folder: Path, cluster_id: s
     """Prepare an empty data folder; does nothing to one that is formatted."""
     if (folder / "data" / "meta.properties").exists():
         return
-    arguments = ("format", "--cluster-id", cluster_id, "--config", str(folder / "server.properties"))
+    # one word: an id may begin with "-", which would read as an option
+    arguments = ("format", f"--cluster-id={cluster_id}", "--config", str(folder / "server.properties"))
     answer = subprocess.run(
         tool_argv(java, "kafka.tools.StorageTool", *arguments),
         env={"CLASSPATH": class_path(jars)},
