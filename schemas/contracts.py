@@ -49,8 +49,16 @@ def verify_contracts(contracts: Iterable[Contract], registry: Registry) -> None:
 
 
 def codec_of(contracts: Iterable[Contract]) -> Codec:
-    """A codec with the ids of the contracts. Those of records that this release does not know are left out: it never reads them."""
-    return Codec(pin for contract in contracts if (pin := _pin(contract)))
+    """A codec with the ids of the contracts. Those of records that this release does not know are left out: it never reads them.
+
+    ContractError for a version that this release cannot read: records of it may already lie in its topics.
+    """
+    try:
+        return Codec(pin for contract in contracts if (pin := _pin(contract)))
+    except ValueError as error:
+        raise ContractError(
+            f"a registered schema cannot be read by this release: {error}. Upgrade it"
+        ) from error
 
 
 def open_codec(

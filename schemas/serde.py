@@ -167,7 +167,10 @@ def _decoder(cls: type) -> Decode:
 
 
 def _foreign(pin: Pin) -> Decode:
-    return compile_decoder(json.loads(pin.schema), schema_of(pin.record), pin.record)
+    try:
+        return compile_decoder(json.loads(pin.schema), schema_of(pin.record), pin.record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"schema id {pin.registry_id} of {pin.record.__name__}: {error}") from error
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from laxity.infra.cli import main
 from laxity.infra.local import Endpoints
 from laxity.infra.provision import Plan, ProvisionError, plan, provision, shards_of
 from laxity.schemas import config as configuration
@@ -280,3 +282,44 @@ def test_append_time_is_the_broker_s(ready: tuple[Settings, Plan]) -> None:
     assert message is not None
     assert message.timestamp()[1] > 1_600_000_000_000
     consumer.close()
+
+
+def test_the_commands(
+    stack: Endpoints, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = deployment(stack)
+    monkeypatch.setenv("LAXITY_KAFKA", found.kafka)
+    monkeypatch.setenv("LAXITY_REGISTRY_URL", found.registry_url)
+    monkeypatch.setenv("LAXITY_PREFIX", found.prefix)
+
+    def laxity(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["laxity", "topics", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        shown = capsys.readouterr()
+        return int(caught.value.code or 0), shown.out, shown.err
+
+    code, out, _ = laxity("plan", "--json")
+    planned = json.loads(out)
+    assert code == 0
+    assert planned["changes"] == len(planned["topics"]) + len(planned["subjects"]) == 46
+    code, out, _ = laxity("apply", "--shards", "3", "--json")
+    assert code == 0
+    assert json.loads(out)["shards"] == 3
+    code, out, err = laxity("apply")
+    assert (code, out) == (0, "")
+    assert "0 of 46 changed" in err
+    code, out, _ = laxity("ls", "--json")
+    rows = {row["topic"]: row for row in json.loads(out)["topics"]}
+    assert rows[found.prefix + "state"]["partitions"] == 3, "as it is, not as it would be"
+    code, out, _ = laxity("plan", "--shards", "4", "--json")
+    assert code == 1
+    assert {t["action"] for t in json.loads(out)["topics"] if "triggers" in t["topic"]} == {"refuse"}
+    code, out, err = laxity("apply", "--shards", "4")
+    assert code == 1
+    assert "fixed for life" in err
+    assert err.count("\n") == 1
+    monkeypatch.setenv("LAXITY_KAFKA__ACKS", "1")
+    code, out, err = laxity("apply")
+    assert code == 2
+    assert "acks cannot be set" in err

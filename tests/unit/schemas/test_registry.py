@@ -130,3 +130,12 @@ def test_a_codec_of_contracts_leaves_out_records_of_later_releases() -> None:
         schema='{"type":"record","name":"laxity.Novelty","fields":[]}',
     )
     assert codec_of([CONTRACT, later]).ids() == {Trigger: 3}
+
+
+def test_a_version_that_this_release_cannot_read_stops_the_start() -> None:
+    text = (
+        '{"type":"record","name":"Trigger","namespace":"laxity","fields":[{"name":"kind","type":"string"}]}'
+    )
+    newer = Contract(fingerprint="f", subject="s", registry_id=4, schema=text)
+    with pytest.raises(ContractError, match="schema id 4 of Trigger: field 'type' is missing"):
+        codec_of([CONTRACT, newer])
