@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from laxity.schemas.records import ShardRow
+from laxity.schemas.serde import decode_row
 from laxity.streams.batch import Batch
+from laxity.streams.dispatch import KEYED_SAFETY_MS
 from laxity.streams.lifecycle import Cause, State
 from laxity.streams.reasons import Reason
 from laxity.streams.state import index, keys
@@ -24,8 +27,24 @@ class Timers:
         self._front = Front(store, keys.TIMER)
 
     def load(self) -> None:
-        """Start over from the store."""
+        """Start over from the store.
+
+        Timers behind keyed slots go: no task waits for one any more (see ReadyTable.load), and a store restored from the changelog has none,
+        so that a warm and a cold start go on alike.
+        """
+        self._drop_keyed()
         self._front = Front(self._store, keys.TIMER)
+
+    def _drop_keyed(self) -> None:
+        """They lie within two intervals of the last batch."""
+        raw = self._store.get(keys.state_key(keys.SHARD, keys.SHARD_KEY))
+        if raw is None:
+            return
+        end = keys.timer_key(decode_row(ShardRow, raw).now_ms + 2 * KEYED_SAFETY_MS + 1, b"", "")
+        timers = self._store.scan(keys.TIMER, end)
+        keyed: list[Write] = [(key, None) for key, _ in timers if key[9:10] == index.KEYED]
+        if keyed:
+            self._store.write(keyed)
 
     def due(self, now_ms: int) -> list[tuple[bytes, bytes, str]]:
         """Committed timers that are due, at most TIMERS_PER_BATCH_MAX: key, kind, name."""
