@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -79,6 +80,32 @@ def test_librdkafka_places_runs_where_we_say(found: Settings) -> None:
     placed = [(r.run_id, r.partition) for r in results if isinstance(r, Published)]
     assert placed == [(t.run_id, shard_of(t.run_id, SHARDS)) for t in triggers]
     assert {partition for _, partition in placed} == set(range(SHARDS))
+
+
+def test_java_places_runs_where_we_say(found: Settings) -> None:
+    """The stock console producer, so Java's own partitioner: upstream services need no special setting."""
+    topic = found.names.full("triggers.background")
+    runs = [f"java-{i}-ü" for i in range(60)]
+    done = laxity(
+        found,
+        *("kafka", "console-producer", "--topic", topic),
+        *("--reader-property", "parse.key=true", "--reader-property", "key.separator=|"),
+        stdin="".join(f"{run}|value\n" for run in runs),
+    )
+    assert done.returncode == 0, done.stderr
+    consumer = KafkaClients(found, role="test").restore_consumer()
+    consumer.assign([TopicPartition(topic, shard, 0) for shard in range(SHARDS)])
+    placed: dict[str, int] = {}
+    ends: set[int | None] = set()
+    while len(ends) < SHARDS:
+        message = consumer.poll(15)
+        assert message is not None
+        if message.error() is not None:
+            ends.add(message.partition())
+        elif (key := (message.key() or b"").decode()).startswith("java-"):
+            placed[key] = message.partition() or 0
+    consumer.close()
+    assert placed == {run: shard_of(run, SHARDS) for run in runs}
 
 
 def test_without_a_key_the_position_is_the_key(found: Settings) -> None:
@@ -178,7 +205,11 @@ def laxity(found: Settings, *arguments: str, stdin: str = "") -> subprocess.Comp
         "LAXITY_KAFKA": found.kafka,
         "LAXITY_REGISTRY_URL": found.registry_url,
         "LAXITY_PREFIX": found.prefix,
-        "PATH": "/usr/bin:/bin",
+        **{
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "XDG_CACHE_HOME", "JAVA_HOME")
+            if name in os.environ
+        },
     }
     command = [sys.executable, "-m", "laxity.infra.cli", *arguments]
     return subprocess.run(
