@@ -51,7 +51,7 @@ def check(d: Deployment) -> None:
 
 def _every_trigger_ends_once(d: Deployment, ends: Counter[str], told: list[TaskEvent]) -> None:
     """I1, I2."""
-    by_kind = defaultdict(Counter)
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     for event in told:
         by_kind[event.kind][event.task_id] += 1
     wanted: Counter[str] = Counter()
@@ -109,9 +109,9 @@ def _dead_letters(d: Deployment, told: list[TaskEvent]) -> None:
     assert len(letters) == len(dead), f"I14: {len(letters)} letters for {len(dead)} deaths"
     origins = {(r.topic, r.partition, r.offset): r for r, _, _ in triggers(d)}
     for letter in letters:
-        headers = dict(letter.headers)
+        headers = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.headers}
         origin = origins[
-            headers["laxity.error.topic"].decode().removeprefix("laxity."),
+            headers["laxity.error.topic"].removeprefix("laxity."),
             int(headers["laxity.error.partition"]),
             int(headers["laxity.error.offset"]),
         ]

@@ -253,10 +253,15 @@ class Deployment:
             for index in range(RUNNERS):
                 self.tick(index)
             live = any(s is None or s.core.backlog() != (0,) * 5 or s.core.live() for s in self.shards)
+            live = live or any(not r.released for r in self.ledger.books.reservations.values())
             quiet = quiet + 1 if sum(self.log.ends.values()) == before and not live else 0
             if quiet > 3:
                 return
-            self.clock.advance(50 if sum(self.log.ends.values()) != before else LEASE_TTL_MS // 10)
+            moved = sum(self.log.ends.values()) != before
+            self.clock.advance(50 if moved else LEASE_TTL_MS // 10)
+            for shard in self.shards:
+                if shard is not None and not moved:
+                    shard.look()
         raise AssertionError("does not come to rest")
 
 

@@ -1,0 +1,234 @@
+"""What must still hold after the storm, asked of the running stack with its own commands and Kafka's own tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import redis as redis_client
+
+from laxity.infra.demo.ground import CONFIG_FILE, Ground
+from laxity.infra.demo.provider.ledger import read_ledger
+from laxity.infra.inspect.reading import Reader
+from laxity.schemas.contracts import open_codec
+from laxity.schemas.kafka import KafkaClients
+from laxity.schemas.records import Dispatch, TaskEvent
+from laxity.schemas.timing import SystemClock
+from laxity.schemas.topics import TIERS
+
+DRAIN_S = 120.0
+POLL_S = 0.5
+LEASE_TTL_S = 15.0
+CLOCK = SystemClock()
+
+Say = Callable[[str], None]
+Check = dict[str, Any]
+
+
+class UnderWay:
+    """How many calls are under way at the provider's side of the world: what was dispatched and has not ended."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._client = redis_client.Redis.from_url(ground.settings.redis_url, socket_timeout=1.0)
+        self._prefix = ground.settings.prefix
+        self._last = 1
+
+    def __call__(self) -> int:
+        """Reservations that stand; while Redis is away, what was seen last."""
+        try:
+            self._last = reservations(self._client, self._prefix)
+        except redis_client.RedisError:
+            return self._last
+        return self._last
+
+
+def reservations(client: redis_client.Redis, prefix: str) -> int:
+    """Reservations in Redis, those that only await their settlement included."""
+    keys = list(client.scan_iter(match=f"{prefix}*:reservations", count=1_000))
+    return sum(int(client.hlen(key)) for key in keys)
+
+
+def run(ground: Ground, root: Path, say: Say) -> dict[str, Check]:
+    """Each check with its figures and, where it failed, why."""
+    place = Aftermath(ground, root, say)
+    checks = (place.nothing_reserved, place.restored, place.replayed, place.reset)
+    return {check.__name__: _guarded(check) for check in checks}
+
+
+def _guarded(check: Callable[[], tuple[str, dict[str, Any]]]) -> Check:
+    try:
+        why, figures = check()
+    except (AssertionError, subprocess.CalledProcessError, TimeoutError) as error:
+        output = getattr(error, "stderr", "") or ""
+        return {"why": f"{error} {output}".strip(), "figures": {}}
+    return {"why": why, "figures": figures}
+
+
+class Aftermath:
+    """The checks. Each returns why it failed (empty: it held) and its figures."""
+
+    def __init__(self, ground: Ground, root: Path, say: Say) -> None:
+        self._ground, self._root, self._say = ground, root, say
+        self._clients = KafkaClients(ground.settings, role="chaos")
+        self._codec = open_codec(ground.settings)
+        self._group = f"{ground.settings.prefix}scheduler"
+
+    def nothing_reserved(self) -> tuple[str, dict[str, Any]]:
+        """I8: once leases have lapsed, nothing is held."""
+        with closing(redis_client.Redis.from_url(self._ground.settings.redis_url)) as client:
+            left = self._until(
+                lambda: reservations(client, self._ground.settings.prefix),
+                lambda n: n == 0,
+                LEASE_TTL_S * 2 + 5,
+            )
+        return ("" if left == 0 else f"{left} reservations stand"), {"left": left}
+
+    def restored(self) -> tuple[str, dict[str, Any]]:
+        """I16: a state directory that is lost comes back row by row, at the same changelog offset."""
+        self._laxity("stop", "scheduler")
+        before = self._hashes()
+        shutil.rmtree(self._root / "state")
+        self._laxity("start", "scheduler")
+        self._laxity("stop", "scheduler")
+        after = self._hashes()
+        self._laxity("start", "scheduler")
+        differing = [shard for shard in before if before[shard]["keys"] != after.get(shard, {}).get("keys")]
+        tasks = [s for s in before if before[s]["tasks"] != after.get(s, {}).get("tasks")]
+        why = f"shards {differing or tasks} differ" if differing or tasks else ""
+        return why, {"shards": len(before), "before": before, "after": after}
+
+    def _hashes(self) -> dict[str, dict[str, Any]]:
+        document = json.loads(self._laxity("state", "hash", "--json"))
+        newest: dict[str, dict[str, Any]] = {}
+        for copy in document["shards"]:
+            shard, offset = str(copy["shard"]), copy["state"]["offset"]
+            if offset >= newest.get(shard, {"offset": -1})["offset"]:
+                newest[shard] = {
+                    "offset": offset,
+                    "keys": copy["keys"]["sha256"],
+                    "tasks": copy["state"]["rows"],
+                    "sha256": copy["state"]["sha256"],
+                }
+        return newest
+
+    def replayed(self) -> tuple[str, dict[str, Any]]:
+        """Every shard's journal, decided again, has the same effects."""
+        config = str(self._root / CONFIG_FILE)
+        figures = {}
+        with Reader(self._clients, CLOCK) as reader:
+            shards = reader.partitions([self._topic("journal")])[self._topic("journal")]
+        for shard in range(shards):
+            done = json.loads(self._laxity("state", "replay", str(shard), "--config", config, "--json"))
+            figures[str(shard)] = {"batches": done["batches"], "records": done["records"]}
+        return "", figures
+
+    def reset(self) -> tuple[str, dict[str, Any]]:
+        """I15: the start again, with Kafka's own tool."""
+        effects, told, orders = self._effects(), self._events(), self._count("dispatch.default")
+        self._laxity("stop", "scheduler")
+        self._reset_offsets()
+        lag_high = self._lag()
+        fresh = json.loads(
+            self._laxity(
+                "submit", "demo.chat", "--key", "published-meanwhile", "--payload", self._payload(), "--json"
+            )
+        )
+        self._laxity("start", "scheduler")
+        lag = self._until(self._lag, lambda n: n == 0, DRAIN_S)
+        ended = self._until(lambda: self._state_of(fresh["task_id"]), lambda s: s == "SUCCEEDED", DRAIN_S)
+        now = self._events()
+        read_again = sum(self._count(f"triggers.{tier}") for tier in TIERS) - 1
+        figures = {
+            "lag_high": lag_high,
+            "lag": lag,
+            "read_again": read_again,
+            "duplicates": now["duplicate"] - told["duplicate"],
+            "new_effects": self._effects() - effects,
+            "new_dispatches": self._count("dispatch.default") - orders,
+            "published_meanwhile": ended,
+        }
+        wrong = [
+            name
+            for name, holds in {
+                "lag_high": lag_high >= read_again,
+                "lag": lag == 0,
+                "duplicates": figures["duplicates"] == read_again,
+                "new_effects": figures["new_effects"] == 1,
+                "new_dispatches": figures["new_dispatches"] >= 1,
+                "published_meanwhile": ended == "SUCCEEDED",
+            }.items()
+            if not holds
+        ]
+        return (f"{', '.join(wrong)} wrong" if wrong else ""), figures
+
+    # how it is asked
+
+    def _laxity(self, *words: str) -> str:
+        command = [sys.executable, "-m", "laxity.infra.cli", *words, "--data-dir", str(self._root)]
+        self._say("laxity " + " ".join(words))
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        return done.stdout
+
+    def _kafka(self, *words: str) -> str:
+        command = [sys.executable, "-m", "laxity.infra.cli", "kafka", "--data-dir", str(self._root), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    def _reset_offsets(self) -> None:
+        words = ("--group", self._group, "--reset-offsets", "--to-earliest", "--all-topics", "--execute")
+        self._until(
+            lambda: self._kafka("consumer-groups", *words), lambda text: self._topic("control") in text, 60
+        )
+
+    def _lag(self) -> int:
+        text = self._kafka("consumer-groups", "--group", self._group, "--describe")
+        cells = [line.split() for line in text.splitlines() if line.startswith(self._group)]
+        return sum(int(cell[5]) for cell in cells if cell[5].isdigit())
+
+    def _until(self, ask: Callable[[], Any], holds: Callable[[Any], bool], limit_s: float) -> Any:
+        deadline = CLOCK.monotonic_ms() / 1_000 + limit_s
+        while True:
+            found = ask()
+            if holds(found) or CLOCK.monotonic_ms() / 1_000 > deadline:
+                return found
+            time.sleep(POLL_S)
+
+    def _topic(self, name: str) -> str:
+        return self._ground.settings.prefix + name
+
+    def _messages(self, name: str) -> list[Any]:
+        with Reader(self._clients, CLOCK) as reader:
+            return list(reader.read(reader.whole([self._topic(name)])))
+
+    def _count(self, name: str) -> int:
+        return len(self._messages(name))
+
+    def _events(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for tier in TIERS:
+            found.update(
+                self._codec.decode(TaskEvent, m.value()).kind for m in self._messages(f"events.{tier}")
+            )
+        return found
+
+    def _state_of(self, task_id: str) -> str:
+        state = ""
+        for message in self._messages("events.normal"):
+            event = self._codec.decode(TaskEvent, message.value())
+            if event.task_id == task_id and event.kind == "transitions":
+                state = event.state
+        return state
+
+    def _effects(self) -> int:
+        return sum(line.kind == "effect" for line in read_ledger(self._ground.ledger))
+
+    def _payload(self) -> str:
+        message = self._messages("dispatch.default")[0]
+        return self._codec.decode(Dispatch, message.value()).payload.decode()
