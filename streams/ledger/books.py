@@ -1,4 +1,4 @@
-"""The twin's books: what the ledger remembers, and the moves that its decisions share. `lua/prelude.lua` has the same moves."""
+"""The twin's books: what the ledger remembers, and the moves that its decisions share. `lua/books.lua` has the same moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a rate bucket, in integers: `lua/prelude.lua` has the same, line for line.
+"""The arithmetic of a rate bucket, in integers: `lua/counts.lua` has the same, line for line.
 
 Levels count units, `BUCKET_UNITS` to one LLM token or request, so a refill of `rate * ms` is exact. A level may be negative:
 a demand over the burst is admitted on a full bucket and paid off by waiting.

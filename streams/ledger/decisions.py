@@ -145,13 +145,14 @@ def _candidates(candidates: Sequence[Candidate], limits: Limits) -> list[Argumen
     asked: list[Argument] = []
     for candidate in candidates:
         demands = ordered(candidate, limits)
-        asked += [candidate.reservation_id, candidate.fleet, len(demands)]
+        asked += [candidate.fleet, len(demands)]
         for name, amount, limit in demands:
             if name not in numbers:
                 numbers[name] = len(numbers) + 1
                 resources += [name, _KINDS[rank_of(limit)], *_bounds(limit)]
             asked += [numbers[name], amount]
-    return [len(numbers), *resources, len(candidates), *asked]
+    ids = [candidate.reservation_id for candidate in candidates]
+    return [len(numbers), *resources, len(ids), *ids, *asked]
 
 
 def _bounds(limit: Limit | None) -> tuple[int, int, int, int, int]:
@@ -202,14 +203,14 @@ def _answer(request: Exchange, replies: Mapping[str, Reply]) -> Answer:
     verdicts = _verdicts(request.revokes, replies.get("revoke")) | _verdicts(
         request.cancels, replies.get("cancel")
     )
-    grants, refusals = replies["reserve"][5:] if "reserve" in replies else ((), ())
+    grants, repeats, refusals = replies["reserve"][5:] if "reserve" in replies else ((), (), ())
     return Answer(
         status=status,
         epoch=epoch,
         sequence=sequence,
         now_ms=now_ms,
-        grants=tuple(_grant(request.candidates, grant) for grant in grants),
-        refusals=tuple(_refusal(request.candidates, refusal) for refusal in refusals),
+        grants=_grants(request.candidates, grants, repeats, replies["reserve"][3] if grants else now_ms),
+        refusals=tuple(_refusal(request.candidates, refusal) for refusal in _rows(refusals, 5)),
         verdicts=verdicts,
         settled=tuple(settle.reservation_id for settle in request.settles),
         reaped=tuple(rest[0]),
@@ -221,15 +222,32 @@ def _verdicts(ids: Sequence[str], reply: Reply | None) -> dict[str, str]:
     return dict(zip(ids, reply[5], strict=True)) if reply is not None else {}
 
 
-def _grant(candidates: Sequence[Candidate], grant: Sequence[Any]) -> Grant:
-    number, runner, partition, granted_ms, *repeat = grant
-    candidate = candidates[number - 1]
-    granted = _vector(*repeat) if repeat else {**candidate.demands, FLEET_PREFIX + candidate.fleet: 1}
+def _rows(flat: Sequence[Any], width: int) -> list[Sequence[Any]]:
+    return [flat[at : at + width] for at in range(0, len(flat), width)]
+
+
+def _grants(
+    candidates: Sequence[Candidate], grants: Sequence[Any], repeats: Sequence[Sequence[Any]], now_ms: int
+) -> tuple[Grant, ...]:
+    """New ones hold what was asked, repeated ones what they held; both in the order of the candidates."""
+    found: list[tuple[int, Grant]] = []
+    for number, runner, partition in _rows(grants, 3):
+        asked = candidates[number - 1]
+        held = {**asked.demands, FLEET_PREFIX + asked.fleet: 1}
+        found.append((number, _grant(asked, runner, partition, held, now_ms)))
+    for number, runner, partition, granted_ms, *vector in repeats:
+        found.append(
+            (number, _grant(candidates[number - 1], runner, partition, _vector(*vector), granted_ms))
+        )
+    return tuple(grant for _, grant in sorted(found, key=lambda entry: entry[0]))
+
+
+def _grant(asked: Candidate, runner: str, partition: int, held: Mapping[str, int], granted_ms: int) -> Grant:
     return Grant(
-        reservation_id=candidate.reservation_id,
+        reservation_id=asked.reservation_id,
         runner=runner,
         partition=partition,
-        granted=granted,
+        granted=held,
         granted_ms=granted_ms,
     )
 

@@ -1,4 +1,4 @@
-"""The Lua of each decision, ready to load: the constants of limits.py, the prelude, then the file of the decision."""
+"""The Lua of each decision, ready to load: the constants of limits.py, the parts that it needs, then its own file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,25 @@ from typing import Final
 from laxity.schemas.limits import DEMANDS_MAX, QUANTITY_MAX
 from laxity.streams.ledger import limits
 
-DECISIONS: Final = (
-    "acknowledge", "settle", "revoke", "cancel", "reserve", "reap", "reconcile",
-    "register", "deregister", "claim", "renew", "call", "release",
-)  # fmt: skip
+_BASE: Final = ("base",)
+_COUNTS: Final = (*_BASE, "counts")
+_BOOKS: Final = (*_COUNTS, "books")
+_PARTS: Final = {  # no more than needed: each call of a script builds its functions anew
+    "acknowledge": _BASE,
+    "settle": _BOOKS,
+    "revoke": _BOOKS,
+    "cancel": _BOOKS,
+    "reserve": _BOOKS,
+    "reap": _BOOKS,
+    "reconcile": _BOOKS,
+    "register": _COUNTS,
+    "deregister": _COUNTS,
+    "claim": _BASE,
+    "renew": _BASE,
+    "call": _COUNTS,
+    "release": _BOOKS,
+}
+DECISIONS: Final = tuple(_PARTS)
 _CONSTANTS: Final = {
     "QUANTITY_MAX": QUANTITY_MAX,
     "DEMANDS_MAX": DEMANDS_MAX,
@@ -52,12 +67,12 @@ class Script:
 def script(decision: str) -> Script:
     """The script of one of DECISIONS."""
     assert decision in DECISIONS, f"no decision {decision!r}"
-    text = _constants() + _file("prelude") + _file(decision)
+    text = _constants() + "".join(_file(name) for name in (*_PARTS[decision], decision))
     return Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def keys(prefix: str) -> tuple[str, ...]:
-    """The ledger's keys in the order of prelude.lua, under one hash tag: a Redis Cluster keeps them together."""
+    """The ledger's keys in the order of base.lua, under one hash tag: a Redis Cluster keeps them together."""
     return tuple(f"{prefix}{{ledger}}:{table}" for table in _TABLES)
 
 

@@ -2,37 +2,49 @@
 -- ARGV   6 shard   7 owner epoch
 --        8 count of resources, then each: name, kind (u unknown, k keyed, s slots, r rate), five integers: capacity and zeros, or
 --          requests and tokens per minute, burst of requests, burst of tokens, refund
---        count of candidates, then each: id, fleet, count of demands, (number of the resource, amount)* in the order of checking
--- returns {..., grants, refusals}
---   grant {candidate number, runner, partition, granted_ms} and, for a repeat, fleet, slots, rates as they are held
---   refusal {candidate number, reason, resource, retry_ms, rival}
+--        count of candidates, their ids, then for each: fleet, count of demands, (number of the resource, amount)* in the order of checking
+-- returns {..., grants, repeats, refusals}, the first and the last flat
+--   grants   candidate number, runner, partition
+--   repeats  {candidate number, runner, partition, granted_ms, fleet, slots, rates} as they are held
+--   refusals candidate number, reason, resource, retry_ms, rival
 
 local shard, owner_epoch = integer(), integer()
-local resources, candidates, ids = {}, {}, {}
+local resources = {}
 for i = 1, integer(RESOURCES_MAX) do
   local name, kind = text(), text()
   resources[i] = {name = name, kind = kind, limit = {integer(), integer(), integer(), integer(), integer()}}
 end
-for i = 1, integer(CANDIDATES_MAX) do
-  local candidate = {id = text(), fleet = text(), demands = {}}
-  for j = 1, integer(DEMANDS_MAX) do
-    local resource = resources[integer()]
-    if not resource then error('LAXITY argument ' .. position .. ' names no resource of this call') end
-    candidate.demands[j] = {resource, integer()}
-  end
-  candidates[i], ids[i] = candidate, candidate.id
-end
+local count = integer(CANDIDATES_MAX)
+local first = position
+position = position + count
+
 local status = gate(shard, owner_epoch)
 if status ~= 'ok' then return closed(status) end
 
+-- From here to the writes at the end nothing is changed: a bad argument leaves no trace but the reaping.
 reap()
-flush_runners()
-local standing = redis.call('HMGET', RESERVATIONS, unpack(ids))
-local reaped = redis.call('ZMSCORE', REAPED, unpack(ids))
-local buried = redis.call('ZMSCORE', TOMBSTONES, unpack(ids))
+flush()
+local standing = redis.call('HMGET', RESERVATIONS, unpack(ARGV, first + 1, first + count))
+local reaped = redis.call('ZMSCORE', REAPED, unpack(ARGV, first + 1, first + count))
+local buried = redis.call('ZMSCORE', TOMBSTONES, unpack(ARGV, first + 1, first + count))
 local opens_ms = opens()
-local grants, refusals, blocked, refused_at, granted, fleets = {}, {}, {}, {}, {}, {}
+local blocked, waiting, granted, fleets = {}, {}, {}, {}
+local grants, repeats, refusals = {}, {}, {}
 local writes, leases, holds = {}, {}, {}
+local demanded, amounts, demands, best = {}, {}, 0, nil -- of the candidate at hand
+
+local function read_use()
+  local places, names = {}, {}
+  for i, resource in ipairs(resources) do
+    if resource.kind == 's' or resource.kind == 'k' then
+      places[#places + 1], names[#names + 1] = i, resource.name
+    end
+  end
+  if #names == 0 then return end
+  for i, amount in ipairs(redis.call('HMGET', USED, unpack(names))) do
+    resources[places[i]].used = tonumber(amount or 0)
+  end
+end
 
 -- Redis may compare strings by locale; sorted sets and the twin compare bytes.
 local function earlier(a, b)
@@ -43,108 +55,118 @@ local function earlier(a, b)
   return #a < #b
 end
 
--- The best runners of a fleet: one for each candidate is enough, for each grant takes one credit.
+-- The best runners of a fleet by name: as many as candidates are enough, for each grant takes one credit.
 local function runners_in(fleet)
-  if fleets[fleet] then return fleets[fleet] end
   local list, band = {}, band_of(fleet)
-  local members = band and redis.call('ZRANGEBYSCORE', IDLE, band, band + CREDIT_MAX, 'LIMIT', 0, #candidates) or {}
+  local members = band and redis.call('ZRANGEBYSCORE', IDLE, band, band + CREDIT_MAX, 'LIMIT', 0, count) or {}
   table.sort(members, earlier)
   for i, member in ipairs(members) do
     local name = string.sub(member, #fleet + 2)
     local runner = runner_of(fleet, name)
-    list[i] = {name = name, member = member, runner = runner}
+    list[i] = {name = name, member = member, runner = runner, free = math.max(0, runner[CREDIT] - runner[STANDING])}
   end
   fleets[fleet] = list
   return list
 end
 
-local function best_of(fleet)
-  local best, most = nil, -1
-  for _, one in ipairs(runners_in(fleet)) do
-    local free = math.max(0, one.runner[CREDIT] - one.runner[STANDING])
-    if free > most then best, most = one, free end
+local function best_in(fleet)
+  local list = fleets[fleet] or runners_in(fleet)
+  local found = list[1]
+  for i = 2, #list do
+    if list[i].free > found.free then found = list[i] end
   end
-  return best, most
-end
-
-local function short_of_slots(resource, amount)
-  local capacity = resource.limit[1]
-  if amount > capacity then return {'over_capacity', resource.name, CONFIG_RETRY_MS, ''} end
-  if used_of(resource.name) + amount > capacity then
-    return {resource.kind == 'k' and 'key_busy' or 'slots_full', resource.name, SLOT_RETRY_MS, ''}
-  end
+  return found
 end
 
 local function short_of_rate(resource, amount)
-  if over_rate(resource.limit[2], amount) then return {'over_capacity', resource.name, CONFIG_RETRY_MS, ''} end
-  resource.bucket = resource.bucket or adopt(resource.name, resource.limit)
+  if over_rate(resource.limit[2], amount) then return 'over_capacity', CONFIG_RETRY_MS end
   local bucket = resource.bucket
-  if bucket[CALLS_FIRST] > now then return {'calls_first', resource.name, bucket[CALLS_FIRST] - now, ''} end
-  local reason, wait = shortage(bucket, amount)
-  if reason then return {reason, resource.name, wait, ''} end
+  if not bucket then
+    bucket = adopt(resource.name, resource.limit)
+    resource.bucket = bucket
+  end
+  if bucket[CALLS_FIRST] > now then return 'calls_first', bucket[CALLS_FIRST] - now end
+  return shortage(bucket, amount)
 end
 
 local function short_of(resource, amount)
-  if blocked[resource.name] then return blocked[resource.name] end
-  if resource.kind == 'u' then return {'unknown_resource', resource.name, CONFIG_RETRY_MS, ''} end
   if resource.kind == 'r' then return short_of_rate(resource, amount) end
-  return short_of_slots(resource, amount)
+  if resource.kind == 'u' then return 'unknown_resource', CONFIG_RETRY_MS end
+  if amount > resource.limit[1] then return 'over_capacity', CONFIG_RETRY_MS end
+  if resource.used + amount <= resource.limit[1] then return nil end
+  return resource.kind == 'k' and 'key_busy' or 'slots_full', SLOT_RETRY_MS
 end
 
 local function short_of_runner(fleet)
-  local name = FLEET_PREFIX .. fleet
-  if blocked[name] then return blocked[name] end
-  local best, most = best_of(fleet)
-  if not best then return {'no_runner', name, SLOT_RETRY_MS, ''} end
-  if most == 0 then return {'fleet_full', name, SLOT_RETRY_MS, ''} end
-end
-
-local function first_short(candidate)
-  if opens_ms > 0 then return {'recovering', '', opens_ms - now, ''} end
-  for _, demand in ipairs(candidate.demands) do
-    local short = short_of(demand[1], demand[2])
-    if short then return short end
-  end
-  return short_of_runner(candidate.fleet)
-end
-
-local function take(number, candidate)
-  local slots, rates = {}, {}
-  for _, demand in ipairs(candidate.demands) do
-    local resource, amount = demand[1], demand[2]
-    local list = resource.kind == 'r' and rates or slots
-    list[#list + 1], list[#list + 2] = resource.name, amount
-    if resource.kind == 'r' then
-      debit(resource.name, resource.bucket, 1, amount)
-    else
-      use(resource.name, amount)
-    end
-  end
-  local best = best_of(candidate.fleet)
-  best.runner[STANDING] = best.runner[STANDING] + 1
-  runners_dirty[best.member] = true
-  local reservation = {shard, candidate.fleet, best.name, best.runner[PARTITION_OF], now, NO, '', 0, slots, rates}
-  granted[candidate.id] = reservation
-  writes[#writes + 1], writes[#writes + 2] = candidate.id, cmsgpack.pack(reservation)
-  leases[#leases + 1], leases[#leases + 2] = now + ttl, candidate.id
-  holds[#holds + 1], holds[#holds + 2] = shard, candidate.id
-  grants[#grants + 1] = {number, best.name, best.runner[PARTITION_OF], now}
+  best = best_in(fleet)
+  if not best then return 'no_runner', SLOT_RETRY_MS end
+  if best.free == 0 then return 'fleet_full', SLOT_RETRY_MS end
 end
 
 -- Refusals that no release ends hold nobody up and wake nobody.
 local UNTIMELY = {gone = true, recovering = true, unknown_resource = true, over_capacity = true}
 
-local function refuse(number, candidate, short)
-  refusals[#refusals + 1] = {number, unpack(short)}
-  local reason, resource = short[1], short[2]
-  if UNTIMELY[reason] or blocked[resource] then return end
-  blocked[resource] = {reason, resource, short[3], candidate.id}
-  refused_at[#refused_at + 1] = resource
+local function refuse(number, reason, resource, retry_ms, rival)
+  local size = #refusals
+  refusals[size + 1], refusals[size + 2], refusals[size + 3], refusals[size + 4], refusals[size + 5] =
+    number, reason, resource, retry_ms, rival
 end
 
-local function repeated(number, reservation)
-  return {number, reservation[RUNNER], reservation[PARTITION], reservation[GRANTED_MS],
-    reservation[FLEET], reservation[SLOTS], reservation[RATES]}
+-- True if the candidate was refused at this resource.
+local function stopped(number, id, name, reason, retry_ms)
+  local ahead = blocked[name]
+  if ahead then
+    refuse(number, ahead[1], name, ahead[2], ahead[3])
+    return true
+  end
+  if not reason then return false end
+  refuse(number, reason, name, retry_ms, '')
+  if not UNTIMELY[reason] then
+    blocked[name] = {reason, retry_ms, id}
+    waiting[#waiting + 1] = name
+  end
+  return true
+end
+
+local function decide(number, id, fleet)
+  if opens_ms > 0 then
+    refuse(number, 'recovering', '', opens_ms - now, '')
+    return false
+  end
+  for i = 1, demands do
+    local name = demanded[i].name
+    if blocked[name] then return not stopped(number, id, name) end
+    local reason, retry_ms = short_of(demanded[i], amounts[i])
+    if reason then return not stopped(number, id, name, reason, retry_ms) end
+  end
+  local name = FLEET_PREFIX .. fleet
+  if blocked[name] then return not stopped(number, id, name) end
+  return not stopped(number, id, name, short_of_runner(fleet))
+end
+
+local function take(number, id, fleet)
+  local slots, rates = {}, {}
+  for i = 1, demands do
+    local resource, amount = demanded[i], amounts[i]
+    if resource.kind == 'r' then
+      debit(resource.name, resource.bucket, 1, amount)
+      rates[#rates + 1], rates[#rates + 2] = resource.name, amount
+    else
+      resource.used, resource.taken = resource.used + amount, true
+      slots[#slots + 1], slots[#slots + 2] = resource.name, amount
+    end
+  end
+  local runner = best.runner
+  runner[STANDING], best.free = runner[STANDING] + 1, best.free - 1
+  runners_dirty[best.member] = true
+  local packed = cmsgpack.pack({shard, fleet, best.name, runner[PARTITION_OF], now, NO, '', 0, slots, rates})
+  granted[id] = packed
+  local size = #writes
+  writes[size + 1], writes[size + 2] = id, packed
+  leases[size + 1], leases[size + 2] = now + ttl, id
+  holds[size + 1], holds[size + 2] = shard, id
+  size = #grants
+  grants[size + 1], grants[size + 2], grants[size + 3] = number, best.name, runner[PARTITION_OF]
 end
 
 local function stands(id, reservation)
@@ -152,16 +174,30 @@ local function stands(id, reservation)
   return reservation[RELEASED] == 0 and reservation[SHARD] == shard and tonumber(redis.call('ZSCORE', LEASES, id)) > now
 end
 
-for number, candidate in ipairs(candidates) do
-  local id = candidate.id
-  local reservation = granted[id] or (standing[number] and cmsgpack.unpack(standing[number]))
-  if reservation and stands(id, reservation) then
-    grants[#grants + 1] = repeated(number, reservation)
-  elseif reservation or reaped[number] or buried[number] then
-    refuse(number, candidate, {'gone', '', 0, ''})
+local function repeated(number, id, packed)
+  local held = cmsgpack.unpack(packed)
+  if stands(id, held) then
+    repeats[#repeats + 1] = {number, held[RUNNER], held[PARTITION], held[GRANTED_MS], held[FLEET], held[SLOTS], held[RATES]}
   else
-    local short = first_short(candidate)
-    if short then refuse(number, candidate, short) else take(number, candidate) end
+    refuse(number, 'gone', '', 0, '')
+  end
+end
+
+read_use()
+for number = 1, count do
+  local id, fleet = ARGV[first + number], text()
+  demands = integer(DEMANDS_MAX)
+  for i = 1, demands do
+    demanded[i], amounts[i] = resources[integer()], integer()
+    if not demanded[i] then error('LAXITY argument ' .. position - 1 .. ' names no resource of this call') end
+  end
+  local packed = granted[id] or standing[number]
+  if packed then
+    repeated(number, id, packed)
+  elseif reaped[number] or buried[number] then
+    refuse(number, 'gone', '', 0, '')
+  elseif decide(number, id, fleet) then
+    take(number, id, fleet)
   end
 end
 
@@ -170,6 +206,11 @@ if #writes > 0 then
   redis.call('ZADD', LEASES, unpack(leases))
   redis.call('ZADD', HELD, unpack(holds))
 end
-if #refused_at > 0 then redis.call('SADD', WAITING, unpack(refused_at)) end
+local taken = {}
+for _, resource in ipairs(resources) do
+  if resource.taken and resource.used > 0 then taken[#taken + 1], taken[#taken + 2] = resource.name, resource.used end
+end
+if #taken > 0 then redis.call('HSET', USED, unpack(taken)) end
+if #waiting > 0 then redis.call('SADD', WAITING, unpack(waiting)) end
 flush()
-return {'ok', epoch(), advance(), now, woken, grants, refusals}
+return {'ok', epoch(), advance(), now, woken, grants, repeats, refusals}
