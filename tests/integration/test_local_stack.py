@@ -1,9 +1,11 @@
 """The local stack as a whole: it answers, keeps its data through kills, and leaves nothing behind."""
 
+import base64
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from laxity.infra.local import Endpoints, endpoints
+from laxity.infra.local.broker import format_storage, write_configuration
 from laxity.infra.local.control import ask
 from laxity.infra.local.data_dir import DataDir, read_record
 from laxity.infra.local.endpoints import supervisor_of
@@ -22,6 +25,7 @@ from laxity.infra.local.launch import start_detached, stop
 from laxity.infra.local.pids import ProcessId, identify, is_alive, send
 from laxity.infra.local.plan import StackPlan, make_plan
 from laxity.infra.local.settings import StackSettings
+from laxity.infra.local.software import prepare
 from laxity.schemas.timing import SystemClock
 
 pytestmark = pytest.mark.integration
@@ -210,3 +214,15 @@ def test_start_times(tmp_path: Path) -> None:
             stop(plan.data)
     assert taken_ms[0] < 120_000
     assert taken_ms[1] < 20_000
+
+
+def test_a_cluster_id_may_begin_with_a_hyphen(plan: StackPlan) -> None:
+    """One in 64 does; it must not read as an option of the formatting tool."""
+    software = prepare(replace(plan, roles=frozenset({"kafka"})))
+    assert software.java is not None
+    folder = plan.data.folder("kafka")
+    hyphened = base64.urlsafe_b64encode(b"\xf8" + bytes(15)).rstrip(b"=").decode()
+    assert hyphened.startswith("-")
+    write_configuration(folder, port=1, controller_port=2)
+    format_storage(software.java, software.kafka_jars, folder, hyphened)
+    assert hyphened in (folder / "data" / "meta.properties").read_text("utf-8")
