@@ -123,10 +123,9 @@ def _topic_ids(opened: Session) -> dict[str, str]:
 
     inputs = ("control", "links", "outcomes", *(f"triggers.{tier}" for tier in TIERS))
     full = {opened.names.full(name): name for name in inputs}
+    admin = opened.clients.admin()  # named, so that it lives until the answers are there
     try:
-        asked: dict[str, Any] = opened.clients.admin().describe_topics(
-            TopicCollection(list(full)), request_timeout=10.0
-        )
+        asked: dict[str, Any] = admin.describe_topics(TopicCollection(list(full)), request_timeout=10.0)
         return {full[topic]: str(answer.result().topic_id) for topic, answer in asked.items()}
     except KafkaException as error:
         raise CommandError("the input topics cannot be described", error.args[0].str()) from error

@@ -15,6 +15,7 @@ from laxity.schemas.records import Command, Header, Original, Trigger
 from laxity.schemas.serde import Codec
 from laxity.schemas.timing import Millis
 from laxity.schemas.topics import Names
+from laxity.streams.reasons import Reason
 
 CONTROL: Final = "control"
 ID_BYTES: Final = 16  # no two commands share it
@@ -32,6 +33,9 @@ def redrive(letter: Letter, *, reason: str, now_ms: Millis) -> Command:
     if whose is None or not isinstance(letter.seen.value, Trigger):
         why = letter.seen.problem or f"it holds a {letter.seen.kind}"
         raise InspectError(f"letter {letter.reference} is of no task that could run", why)
+    if letter.reason == Reason.IDEMPOTENCY_CONFLICT:
+        why = "its key belongs to a task with another type or payload"
+        raise InspectError(f"letter {letter.reference} was never a task", why, "publish it under another key")
     task_id, run_id = whose
     command = Command(
         kind="redrive",
