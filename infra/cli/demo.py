@@ -44,7 +44,7 @@ def demo(
         typer.Option(
             min=SPEED_MIN,
             max=SPEED_MAX,
-            help="Divides gaps, service times, deadlines and backoffs, multiplies limits. [4, or the running provider's]",
+            help="Divides gaps, service times, deadlines and backoffs, multiplies limits. [2, or the running provider's]",
         ),
     ] = None,
     load: Annotated[

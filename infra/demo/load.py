@@ -16,7 +16,9 @@ from laxity.infra.demo.trace import TraceRow, read_trace
 ARRIVALS_MS: Final = (
     90_000  # of a run that is not told how many tasks: with start, end and tail under three minutes
 )
-SPEED_DEFAULT: Final = 4.0
+SPEED_DEFAULT: Final = (
+    2.0  # leaves the most urgent tier 0.75 s of slack: what a laptop that runs everything can keep
+)
 ESTIMATE_SIGMA: Final = 0.5  # nobody knows beforehand how long a completion takes
 SPARE_ROWS: Final = 2.0  # generated gaps vary: twice the expected number surely spans ARRIVALS_MS
 

@@ -64,7 +64,7 @@ def offered(requests: Sequence[Request], speed: float) -> Offered:
     """`requests` with their arrivals at this speed. Calls that fail on purpose are made again, so they count, too. At least one request."""
     services = [service_ms(r.context_tokens, r.generated_tokens, speed) for r in requests]
     tries = 1 / (1 - FAILURE_RATE)
-    span_ms = _span_ms(requests, max(services))
+    span_ms = _span_ms(requests, sum(services) / len(services))
     per_minute = tries * MINUTE_MS / span_ms
     return Offered(
         slots=tries * (sum(services) + OVERHEAD_MS * len(requests)) / span_ms,
@@ -110,8 +110,8 @@ def _share(asked: float, limit: int) -> float:
     return asked / limit if limit else 0.0
 
 
-def _span_ms(requests: Sequence[Request], longest_ms: int) -> float:
-    """From the first arrival to where the next one would be; never shorter than one call."""
+def _span_ms(requests: Sequence[Request], mean_ms: float) -> float:
+    """From the first arrival to where the next one would be; never so short that there were more slots in use than requests."""
     arrivals = [r.arrival_ms for r in requests]
     between = (max(arrivals) - min(arrivals)) / max(1, len(arrivals) - 1)
-    return max(longest_ms, between * len(arrivals))
+    return max(mean_ms, between * len(arrivals))
