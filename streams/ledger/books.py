@@ -73,6 +73,13 @@ class Books:
     runners: dict[tuple[str, str], Runner] = field(default_factory=dict)  # by fleet and name
     waiting: set[str] = field(default_factory=set)  # resources that refused someone since their last wake
 
+    def begun_anew(self) -> Books:
+        """Books for a new epoch: the live registrations with nothing standing at them, and who waits."""
+        live = {key: runner for key, runner in self.runners.items() if runner.expires_ms}
+        for runner in live.values():
+            runner.used = 0
+        return Books(runners=live, waiting=self.waiting)
+
     def bucket(self, name: str, limit: RateLimit, *, begun_ms: int, now_ms: int) -> Bucket:
         """The bucket under `limit`, refilled; a new one has filled since the epoch began."""
         bucket = self.buckets.get(name)

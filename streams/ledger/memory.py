@@ -294,10 +294,10 @@ class MemoryLedger:
         return bool(self.epoch_key) and self.epoch_run_id == self.run_id
 
     def _begin(self, now_ms: int) -> None:
-        """A new epoch: nobody has reported, the buckets start empty; what leases are remembered stay."""
+        """A new epoch: what is remembered may lack the last claims and renewals, so only owners and registrations stay."""
         self.epoch_key, self.epoch_run_id, self.begun_ms = self._new_epoch(), self.run_id, now_ms
         self.reports.clear()
-        self.books.buckets.clear()
+        self.books = self.books.begun_anew()
 
     def _gate(self, shard: int, owner_epoch: int) -> str:
         if not self._remembers():

@@ -1,5 +1,6 @@
 -- A shard's new owner, or any owner after a loss, says what it knows: the rest of the shard's reservations is dropped, what a
--- loss took is entered again. The first one after a loss begins the new epoch.
+-- loss took is entered again. The first one after a loss begins the new epoch: what another server remembered is forgotten but
+-- for owners and registrations, because it may lack the last claims and renewals.
 -- ARGV   6 shard   7 owner epoch   8 epoch that the state last saw   9 random key of a new epoch
 --        10 count, then each: id, active (0 or 1), fleet, runner, partition, count of slots, (name, amount)*, count of rates, (name, amount)*
 -- returns {..., lapsed ids, dropped, restored}; status ok | fenced
@@ -16,7 +17,17 @@ if not own(shard, owner_epoch) then return closed('fenced') end
 if not remembers() then
   epoch_key, epoch_run, begun = new_key, run_id, now
   redis.call('HSET', EPOCH, 'key', epoch_key, 'run', epoch_run, 'begun', begun)
-  redis.call('DEL', REPORTS, BUCKETS)
+  redis.call('UNLINK', REPORTS, RESERVATIONS, LEASES, HELD, REAPED, TOMBSTONES, USED, BUCKETS)
+  local registered = redis.call('HGETALL', RUNNERS)
+  for i = 1, #registered, 2 do
+    local runner = cmsgpack.unpack(registered[i + 1])
+    if runner[UNTIL] == 0 then
+      redis.call('HDEL', RUNNERS, registered[i])
+    else
+      runner[STANDING] = 0
+      runners[registered[i]], runners_dirty[registered[i]] = runner, true
+    end
+  end
 end
 
 local freed, lapsed, dropped, restored = {}, {}, 0, 0

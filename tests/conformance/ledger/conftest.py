@@ -39,7 +39,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture(params=["memory", "redis"])
 def ledger(request: pytest.FixtureRequest, clock: ManualClock) -> Iterator[Any]:
-    """Two shards, nothing known yet. `lose()` makes it forget."""
+    """Two shards, nothing known yet. `lose()` makes it forget, `restart()` makes it another server with the same memory."""
     if request.param == "memory":
         yield MemoryLedger(limits=LIMITS, shards=2, clock=clock)
         return
@@ -48,6 +48,7 @@ def ledger(request: pytest.FixtureRequest, clock: ManualClock) -> Iterator[Any]:
     real = RedisLedger(url, limits=LIMITS, shards=2, prefix=prefix, clock=clock, timeout_s=5)
     with redis.Redis.from_url(url) as client:
         real.lose = lambda: client.delete(*keys(prefix))  # type: ignore[attr-defined]
+        real.restart = lambda: client.hset(keys(prefix)[0], "run", "the server before")  # type: ignore[attr-defined]
         yield real
         client.delete(*keys(prefix))
     real.close()

@@ -483,6 +483,23 @@ def test_a_restored_reservation_may_have_run_so_no_revoke_and_no_refund(
     assert say(open_ledger).reaped == ("a:0:1",)
 
 
+def test_another_server_may_lack_the_last_claims_so_all_is_entered_again(open_ledger: Any) -> None:
+    before = say(open_ledger, candidates=[ask("a:0:1", gpu=1), ask("done:0:1", gpu=1)])
+    open_ledger.restart()
+    assert say(open_ledger, revokes=["a:0:1"]).status == "recovering"
+    granted_then = before.grants[0].granted
+    live = [Live(reservation_id="a:0:1", runner="r", partition=7, granted=granted_then, active=True)]
+    outcome = open_ledger.reconcile(shard=0, owner_epoch=1, seen_epoch=before.epoch, live=live)
+    assert (outcome.restored, outcome.lapsed) == (1, ())
+    assert say(open_ledger, revokes=["a:0:1"]).verdicts == {"a:0:1": "claimed"}, (
+        "its claim may be what was lost"
+    )
+    open_ledger.reconcile(shard=1, owner_epoch=1, seen_epoch=before.epoch, live=[])
+    answer = say(open_ledger, candidates=[ask("b:0:1", gpu=1), ask("c:0:1", gpu=1)])
+    assert granted(answer) == ["b:0:1"], "the registration of the runner outlived it"
+    assert refused(answer) == {"c:0:1": ("slots_full", "gpu")}
+
+
 # Waking
 
 
