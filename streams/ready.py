@@ -116,11 +116,12 @@ class ReadyTable:
         return eligible, _in_order(heaps, left, credits_, floors, policy)
 
     def parked(self, keyed: str, most: int) -> list[Write]:
-        """Writes that put the `most` most urgent tasks that wait for a keyed slot back into their lanes."""
-        prefix = keys.parked_prefix(keyed)
+        """Writes that put the `most` most urgent tasks of each tier that wait for a keyed slot back into their lanes: choose() picks."""
         writes: list[Write] = []
-        for key, task_id in islice(self._store.scan(prefix, prefix + keys.MAX_KEY), most):
-            writes += [(key, None), (keys.ready_of_parked(key), task_id)]
+        for tier in range(TIERS):
+            prefix = keys.parked_prefix(keyed) + bytes((tier,))
+            for key, task_id in islice(self._store.scan(prefix, prefix + keys.MAX_KEY), most):
+                writes += [(key, None), (keys.ready_of_parked(key), task_id)]
         return writes
 
     def is_parked_on(self, keyed: str) -> bool:

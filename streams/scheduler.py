@@ -207,7 +207,9 @@ class Scheduler:
         opened.answer = answer = answer if answer is not None and answer.status == "ok" else None
         lapsed = [*opened.batch.lapsed, *(answer.reaped if answer else ())]
         leases.lapse(work, lapsed, outcomes_end)
+        opened.again |= bool(lapsed)  # `outcomes` may have been read to its end already
         if answer is not None:
+            opened.again |= "gone" in answer.verdicts.values()
             leases.conclude(work, answer.verdicts, outcomes_end)
             opened.admission = dispatch.conclude(work, opened.cycle, answer, opened.admission)
             for reservation in answer.settled:
@@ -318,11 +320,15 @@ class Scheduler:
     def _unpark(
         self, timers_due: Sequence[tuple[bytes, str]], woken: Sequence[str], now_ms: int
     ) -> list[Write]:
-        """Tasks whose keyed slot has room again, or may have: as many as it has places."""
+        """Tasks whose keyed slot has room again, or may have: as many as it has places, and one to be refused.
+
+        The ledger names a resource again only if somebody was refused there since; without that one nobody would hear of the next release.
+        """
         writes: list[Write] = []
         for name in dict.fromkeys([*(n for n in woken if ":" in n), *(name for _, name in timers_due)]):
             resource = self._place.config.resource_of(name)
-            writes += self._ready.parked(name, resource.capacity if isinstance(resource, Keyed) else 1)
+            places = resource.capacity if isinstance(resource, Keyed) else 1
+            writes += self._ready.parked(name, places + 1)
         for key, name in timers_due:
             writes.append((key, None))
             if writes and self._ready.is_parked_on(name):

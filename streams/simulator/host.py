@@ -135,7 +135,7 @@ class ShardHost:
         if wakeup is not None and wakeup <= now_ms:
             return True
         log = self._world.log
-        return bool(self.woken or self._held or self._lapsed) or any(
+        return bool(self.woken or self._lapsed) or any(
             log.end(t, self._shard) > self._positions[t] for t in INPUTS
         )
 
@@ -170,6 +170,12 @@ class ShardHost:
         if answer is not None and answer.status == "recovering":
             self._reconcile()
         return effects
+
+    def look(self) -> None:
+        """What the real host asks when nothing else happens: leases that no task stands behind any more lapse then."""
+        answer = self._ask(Exchange(shard=self._shard, owner_epoch=self.core.owner_epoch))
+        if answer is not None and answer.status == "recovering":
+            self._reconcile()
 
     def _poll(self, now_ms: int, most: int, late: Collection[str]) -> BatchInput:
         records: list[Record] = []

@@ -93,7 +93,7 @@ def parked_prefix(keyed: str) -> bytes:
 
 
 def parked_key(keyed: str, ready: bytes) -> bytes:
-    """Place of a ready task that waits for a keyed slot: the urgency first, the whole ready key as a suffix."""
+    """Place of a ready task that waits for a keyed slot: the tier and the urgency first, the whole ready key as a suffix."""
     return parked_prefix(keyed) + ready[len(READY) + LANE_BYTES :] + ready
 
 
