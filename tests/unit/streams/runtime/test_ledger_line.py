@@ -1,0 +1,85 @@
+"""Answers in time, answers too late, no answers."""
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from laxity.schemas.timing import SystemClock
+from laxity.streams.ledger.protocol import Answer, Exchange, LedgerUnavailable, Live, Reconciled
+from laxity.streams.runtime.ledger_line import ANSWER_MS_MAX, LedgerLine
+
+ASK = Exchange(shard=1, owner_epoch=1)
+
+
+class Ledger:
+    """Answers at once, or when it is let."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.away = False
+
+    def exchange(self, request: Exchange) -> Answer:
+        self.asked.append(request.shard)
+        self.gate.wait(30)
+        if self.away:
+            raise LedgerUnavailable("down")
+        return Answer(status="ok", epoch="e", sequence=len(self.asked))
+
+    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+        if self.away:
+            raise LedgerUnavailable("down")
+        return Reconciled(status="ok", epoch="e")
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def line(ledger: Ledger) -> Iterator[LedgerLine]:
+    made = LedgerLine(ledger, SystemClock())
+    yield made
+    ledger.gate.set()
+    made.close()
+
+
+def test_an_answer_comes_back(line: LedgerLine) -> None:
+    answer = line.ask(ASK)
+    assert answer is not None
+    assert (answer.status, line.silent_since_ms) == ("ok", None)
+
+
+def test_a_late_answer_is_none_and_nobody_waits_behind_it(line: LedgerLine, ledger: Ledger) -> None:
+    ledger.gate.clear()
+    clock = SystemClock()
+    begun = clock.monotonic_ms()
+    assert line.ask(ASK) is None
+    assert clock.monotonic_ms() - begun >= ANSWER_MS_MAX
+    assert line.silent_since_ms is not None
+    assert line.ask(ASK) is None
+    assert ledger.asked == [1]
+    other = Exchange(shard=2, owner_epoch=1)
+    assert line.ask(other) is None
+    ledger.gate.set()
+    assert line.reconcile(shard=2, owner_epoch=1, seen_epoch="", live=()) is not None
+    assert ledger.asked == [1]  # the second shard's call was taken back before it began
+    assert line.ask(other) is not None
+    assert line.silent_since_ms is None
+
+
+def test_an_absent_ledger_is_none_until_it_is_back(line: LedgerLine, ledger: Ledger) -> None:
+    ledger.away = True
+    assert line.ask(ASK) is None
+    assert line.reconcile(shard=1, owner_epoch=1, seen_epoch="", live=()) is None
+    ledger.away = False
+    assert line.ask(ASK) is not None
+
+
+def test_a_bug_in_the_ledger_is_not_swallowed(line: LedgerLine, ledger: Ledger) -> None:
+    ledger.exchange = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        line.ask(ASK)

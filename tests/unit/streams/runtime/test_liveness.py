@@ -1,0 +1,141 @@
+"""Who counts as dead, on the observer's own clock."""
+
+from laxity.schemas.timing import ManualClock
+from laxity.streams.runtime.liveness import (
+    DEAD_AFTER_MS,
+    BoardUnavailable,
+    Liveness,
+    Watch,
+    ended,
+    entry,
+    parse,
+)
+
+STEP_MS = 300
+
+
+def watched(watch: Watch, clock: ManualClock, fields: dict[str, str], ms: int) -> None:
+    for _ in range(0, ms, STEP_MS):
+        clock.advance(STEP_MS)
+        watch.read(fields, clock.monotonic_ms())
+
+
+def test_a_counter_that_stands_still_for_two_seconds_is_death_a_rising_one_is_life() -> None:
+    watch, clock = Watch("me"), ManualClock()
+    watched(watch, clock, {"a": entry(1, [0, 1])}, DEAD_AFTER_MS)
+    assert watch.dead() == {}
+    watched(watch, clock, {"a": entry(1, [0, 1])}, 2 * STEP_MS)
+    assert watch.dead() == {"a": frozenset({0, 1})}
+    watch.read({"a": entry(2, [1])}, clock.monotonic_ms())
+    assert watch.dead() == {}
+    assert watch.named() == {1}
+
+
+def test_a_flush_is_no_death_and_a_death_in_a_flush_is_noticed() -> None:
+    watch, clock = Watch("me"), ManualClock()
+    watched(watch, clock, {"a": entry(1, [0]), "b": entry(1, [1])}, STEP_MS)
+    watched(watch, clock, {}, STEP_MS)
+    assert watch.dead() == {}
+    watched(watch, clock, {"a": entry(2, [0])}, STEP_MS)
+    for count in range(3, 13):
+        watched(watch, clock, {"a": entry(count, [0])}, STEP_MS)
+    assert watch.dead() == {"b": frozenset({1})}
+
+
+def test_time_without_answers_does_not_count() -> None:
+    watch, clock = Watch("me"), ManualClock()
+    watched(watch, clock, {"a": entry(1, [0])}, STEP_MS)
+    for _ in range(5):
+        clock.advance(60_000)
+        watch.read({"a": entry(1, [0])}, clock.monotonic_ms())
+    assert watch.dead() == {}
+
+
+def test_only_the_first_survivor_rescues() -> None:
+    clock = ManualClock()
+    for me, first in (("b", True), ("z", False)):
+        watch = Watch(me)
+        for count in range(12):
+            fields = {"a": entry(1, [0]), "b": entry(count, [1]), "c": entry(count, [2])}
+            watched(watch, clock, fields, STEP_MS)
+        assert list(watch.dead()) == ["a"]
+        assert watch.first_living() is first
+
+
+def test_a_field_that_is_none_of_ours_never_crashes_and_never_rises() -> None:
+    for text in ("", "{}", "[1]", "null", '{"count": "x", "shards": []}', '{"count": 1, "shards": 3}'):
+        assert parse(text) == (-1, frozenset())
+    assert parse(entry(7, {3, 1})) == (7, frozenset({1, 3}))
+
+
+def test_at_a_restart_the_shards_of_processes_whose_counter_moves_are_left_alone() -> None:
+    before = {"old": entry(5, [0, 1]), "other": entry(8, [1])}
+    after = {"old": entry(5, [0, 1]), "other": entry(9, [1]), "new": entry(1, [2])}
+    assert ended(before, after, {0, 1, 2}) == {0}
+    assert ended({}, {}, {0}) == {0}
+
+
+class Board:
+    """A board in memory that can be taken away."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}
+        self.away = False
+
+    def _answer(self) -> None:
+        if self.away:
+            raise BoardUnavailable("away")
+
+    def put(self, process: str, text: str) -> None:
+        self._answer()
+        self.fields[process] = text
+
+    def read(self) -> dict[str, str]:
+        self._answer()
+        return dict(self.fields)
+
+    def remove(self, process: str) -> None:
+        self._answer()
+        self.fields.pop(process, None)
+
+
+class StepClock(ManualClock):
+    """Each look at it takes a while."""
+
+    def monotonic_ms(self) -> int:
+        self.advance(STEP_MS)
+        return super().monotonic_ms()
+
+
+def survivor(board: Board, rescued: list[tuple[str, frozenset[int]]]) -> Liveness:
+    return Liveness(me="b", board=board, clock=StepClock(), rescue=lambda *what: rescued.append(what))
+
+
+def test_a_dead_ones_shards_that_nobody_names_are_rescued_once() -> None:
+    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
+    board.fields = {"a": entry(1, [0, 1, 2])}
+    mine = survivor(board, rescued)
+    mine.hold(2)
+    for count in range(12):
+        board.put("c", entry(count, [1]))
+        mine._look()
+    assert rescued == [("a", frozenset({0}))]
+    assert set(board.fields) == {"b", "c"}
+    assert mine.named_by_others() == {1}
+
+
+def test_where_the_board_is_away_nobody_dies_and_nothing_fails() -> None:
+    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
+    board.fields = {"a": entry(1, [0])}
+    mine = survivor(board, rescued)
+    mine._look()
+    board.away = True
+    mine.hold(1)
+    for _ in range(20):
+        mine._look()
+    assert rescued == []
+    board.away = False
+    mine.drop(7)
+    assert parse(board.fields["b"])[1] == {1}
+    mine.stop()
+    assert "b" not in board.fields
