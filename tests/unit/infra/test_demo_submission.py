@@ -50,7 +50,7 @@ def test_a_trigger_asks_for_what_the_provider_will_charge() -> None:
         assert payload["context_tokens"] + payload["max_tokens"] == charge(request)
         assert payload["generate_tokens"] <= payload["max_tokens"]
         assert made.deadline_ms == START + request.deadline_ms
-        assert made.firm == (request.tier == "low")
+        assert made.firm == (request.tier == "background")
 
 
 def test_the_same_row_of_another_run_is_another_task() -> None:
