@@ -188,6 +188,12 @@ class Books:
         live = [(name, r) for (of, name), r in self.runners.items() if of == fleet and r.credit > 0]
         return min(live, key=lambda one: (-max(0, one[1].free()), one[0].encode()), default=None)
 
+    def acknowledge(self, shard: int, ids: Iterable[str]) -> None:
+        """Forget lapsed ids of the shard."""
+        for reservation_id in ids:
+            if self.reaped.get(reservation_id) == shard:
+                del self.reaped[reservation_id]
+
     def reaped_of(self, shard: int, count_max: int) -> list[str]:
         """Lapsed ids of the shard that it has not acknowledged, in order of their bytes."""
         mine = (reservation_id for reservation_id, owner in self.reaped.items() if owner == shard)

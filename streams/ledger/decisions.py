@@ -136,6 +136,17 @@ def release(*, reservation_id: str, runner: str, used: Mapping[str, int]) -> Dec
     )
 
 
+def together(parts: Sequence[Decision[Result]]) -> Decision[list[Result]]:
+    """Decisions in one transaction, one after the other, as if each had been asked alone."""
+    steps = [step for part in parts for step in part.steps]
+
+    def read(replies: Sequence[Reply]) -> list[Result]:
+        left = iter(replies)
+        return [part.read([next(left) for _ in part.steps]) for part in parts]
+
+    return Decision(steps=steps, read=read)
+
+
 # Arguments
 
 

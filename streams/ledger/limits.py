@@ -16,6 +16,7 @@ CALL_GRACE_MS: Final = 250  # beyond its wait, a refused call keeps new dispatch
 
 CANDIDATES_MAX: Final = 512  # in one script: some 5 ms of the server's only thread
 IDS_MAX: Final = 1_024  # settles, revokes, cancels, acknowledged ids, renewals in one call: the same
+TOGETHER_MAX: Final = 64  # claims or releases in one transaction: near 2 ms of the server's only thread
 LIVE_MAX: Final = 100_000  # reservations of a shard reported in one script; at takeover only
 RESOURCES_MAX: Final = 2_048  # named in one call, keyed slots counted singly
 USED_MAX: Final = 64  # counts in one usage report: demands and a provider's own

@@ -170,6 +170,10 @@ class RunnerLedger(Protocol):
         """Take up a dispatch; the lease then lives by renewal."""
         ...
 
+    def claim_all(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, Claim]:
+        """As `claim` of each in turn, in one round trip; at most TOGETHER_MAX."""
+        ...
+
     def renew(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, str]:
         """Extend claimed leases, never resurrect one. Per id: ok | cancel | yield | revoked | recovering.
 
@@ -184,6 +188,12 @@ class RunnerLedger(Protocol):
 
     def release(self, *, reservation_id: str, runner: str, used: Mapping[str, int]) -> bool:
         """After the durable outcome: slots return, waiters are woken. True if this call did it."""
+        ...
+
+    def release_all(
+        self, *, runner: str, releases: Sequence[tuple[str, Mapping[str, int]]]
+    ) -> Sequence[bool]:
+        """As `release` of each (id, used) in turn, in one round trip; at most TOGETHER_MAX. In their order."""
         ...
 
 

@@ -25,6 +25,7 @@ from laxity.streams.ledger.vetting import (
     vet_name,
     vet_owner,
     vet_registration,
+    vet_together,
 )
 from laxity.streams.ledger.wire import TIMEOUT_S, Run, Wire
 from laxity.streams.reasons import Reason
@@ -103,6 +104,14 @@ class RedisLedger:
         vet_name("runner", runner)
         return self._decide(decisions.claim(reservation_id=reservation_id, runner=runner))
 
+    def claim_all(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, Claim]:
+        """See RunnerLedger."""
+        vet_name("runner", runner)
+        vet_together("reservation_ids", reservation_ids)
+        parts = [decisions.claim(reservation_id=i, runner=runner) for i in reservation_ids]
+        claims = self._decide(decisions.together(parts))
+        return dict(zip(reservation_ids, claims, strict=True))
+
     def renew(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, str]:
         """See RunnerLedger."""
         vet_name("runner", runner)
@@ -129,6 +138,17 @@ class RedisLedger:
         vet_name("runner", runner)
         vet_amounts("used", used, USED_MAX)
         return self._decide(decisions.release(reservation_id=reservation_id, runner=runner, used=used))
+
+    def release_all(
+        self, *, runner: str, releases: Sequence[tuple[str, Mapping[str, int]]]
+    ) -> Sequence[bool]:
+        """See RunnerLedger."""
+        vet_name("runner", runner)
+        vet_together("releases", [reservation_id for reservation_id, _ in releases])
+        for _, used in releases:
+            vet_amounts("used", used, USED_MAX)
+        parts = [decisions.release(reservation_id=i, runner=runner, used=used) for i, used in releases]
+        return self._decide(decisions.together(parts))
 
     def _decide(self, decision: Decision[Result]) -> Result:
         def compose(run_id: str) -> list[Run]:

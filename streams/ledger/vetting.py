@@ -14,6 +14,7 @@ from laxity.streams.ledger.limits import (
     IDS_MAX,
     LIVE_MAX,
     RESOURCES_MAX,
+    TOGETHER_MAX,
     USED_MAX,
 )
 from laxity.streams.ledger.protocol import Exchange, Live
@@ -79,6 +80,12 @@ def vet_ids(field: str, ids: Sequence[str]) -> None:
     _count(field, len(ids), IDS_MAX)
     for reservation_id in ids:
         vet_name(field, reservation_id)
+
+
+def vet_together(field: str, ids: Sequence[str]) -> None:
+    """Names for one transaction of single decisions."""
+    _count(field, len(ids), TOGETHER_MAX)
+    vet_ids(field, ids)
 
 
 def vet_name(field: str, value: str) -> None:

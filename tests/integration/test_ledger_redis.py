@@ -181,7 +181,7 @@ def test_a_short_lease_lapses_by_the_servers_clock(server: Server, admin: Any) -
 
 def reserve_with_amount(amount: str, run_id: str) -> list[Run]:
     """One candidate for one slot of `hot`, past all checks of ours."""
-    common = (15, *keys("laxity."), "", run_id, "c", 15_000, 1)
+    common: tuple[str | int, ...] = (15, *keys("laxity."), "", run_id, "c", 15_000, 1)
     return [("reserve", (*common, 0, 1, 1, "hot", "s", 3, 0, 0, 0, 0, 1, "x:0:1", "f", 1, 1, amount))]
 
 
@@ -385,12 +385,13 @@ def test_a_release_wakes_other_processes_once_and_a_reconnect_wakes_all(tmp_path
 
 
 RACERS = 8
-ROUNDS = 40
+ROUNDS = 30
 
 
 def race(url: str, number: int, results: Any) -> None:
     """One process: reserve, claim, release, over and over; says when it held what by the ledger's own order."""
     ledger = RedisLedger(url, limits=LIMITS, shards=RACERS, timeout_s=10)
+    probe = redis.Redis.from_url(url, decode_responses=True)
     held, refused = [], 0
     for round_no in range(ROUNDS):
         reservation_id = f"{number}-{round_no}:0:1"
@@ -403,8 +404,7 @@ def race(url: str, number: int, results: Any) -> None:
             continue
         runner = answer.grants[0].runner
         assert ledger.claim(reservation_id=reservation_id, runner=runner).verdict == "claimed"
-        with redis.Redis.from_url(url) as probe:
-            held.append(int(probe.hget(keys("laxity.")[8], "hot") or 0))
+        held.append(int(str(probe.hget(keys("laxity.")[8], "hot") or 0)))
         assert ledger.release(reservation_id=reservation_id, runner=runner, used={})
         ledger.exchange(
             Exchange(
@@ -414,6 +414,7 @@ def race(url: str, number: int, results: Any) -> None:
             )
         )
     results.put((number, held, refused))
+    probe.close()
     ledger.close()
 
 

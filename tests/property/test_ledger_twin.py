@@ -350,9 +350,9 @@ def memory_of_twin(twin: MemoryLedger) -> dict[str, Any]:
     books = twin.books
     standing = books.reservations.items()
     return {
-        "epoch": (twin.epoch_key, twin.epoch_run_id, twin.begun_ms, twin.sequence),
-        "owners": {s: e for s, e in twin.owners.items() if e},
-        "reports": twin.reports,
+        "epoch": (twin.epoch.key, twin.epoch.run_id, twin.epoch.begun_ms, twin.epoch.sequence),
+        "owners": {s: e for s, e in twin.epoch.owners.items() if e},
+        "reports": twin.epoch.reports,
         "reservations": {
             i: (r.shard, r.fleet, r.runner, r.partition, r.granted_ms, int(r.claimed), r.order, int(r.released), r.slots, r.rates)
             for i, r in standing
