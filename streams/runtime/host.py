@@ -170,7 +170,7 @@ class Host:
         for number, shard in sorted(self._shards.items()):
             if shard.status != "running":
                 found.append(f"shard {number}: {shard.refusal or shard.status}")
-        if self._assembled().line.silent_since_ms is not None:
+        if self._assembled().line.is_silent:
             found.append("the ledger does not answer")
         return found
 

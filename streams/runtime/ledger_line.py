@@ -22,6 +22,7 @@ from laxity.streams.runtime.logs import Event, logger
 ANSWER_MS_MAX = (
     20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
 )
+SILENT_MS = 1_000  # a late answer now and then is load; silence for so long is an outage
 RECONCILE_MS_MAX = (
     2_000  # at takeover: nothing is admitted before it, but a silent ledger must not stop completions
 )
@@ -38,6 +39,7 @@ class LedgerLine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._late: dict[int, Future[Answer]] = {}
         self._silent_since_ms: Millis | None = None
+        self._told = False
         self._log = logger()
 
     def ask(self, exchange: Exchange) -> Answer | None:
@@ -62,9 +64,10 @@ class LedgerLine:
         return self._wait(self._thread.submit(call), RECONCILE_MS_MAX)
 
     @property
-    def silent_since_ms(self) -> Millis | None:
-        """Monotonic time since which nothing was answered; None: it answers."""
-        return self._silent_since_ms
+    def is_silent(self) -> bool:
+        """Whether nothing has been answered for SILENT_MS."""
+        since_ms = self._silent_since_ms
+        return since_ms is not None and self._clock.monotonic_ms() - since_ms >= SILENT_MS
 
     def _wait(self, future: Future[T], timeout_ms: Millis) -> T | None:
         try:
@@ -73,14 +76,20 @@ class LedgerLine:
             future.cancel()
             self._fell_silent(str(error) or f"no answer in {timeout_ms} ms")
             return None
-        if self._silent_since_ms is not None:
-            self._log.info(Event.LEDGER_BACK, after_ms=self._clock.monotonic_ms() - self._silent_since_ms)
-            self._silent_since_ms = None
+        self._is_back()
         return answer
+
+    def _is_back(self) -> None:
+        since_ms, self._silent_since_ms = self._silent_since_ms, None
+        if self._told and since_ms is not None:
+            self._told = False
+            self._log.info(Event.LEDGER_BACK, after_ms=self._clock.monotonic_ms() - since_ms)
 
     def _fell_silent(self, why: str) -> None:
         if self._silent_since_ms is None:
             self._silent_since_ms = self._clock.monotonic_ms()
+        if self.is_silent and not self._told:
+            self._told = True
             self._log.warning(Event.LEDGER_SILENT, why=why)
 
     def close(self) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -21,6 +28,8 @@ COMMIT_SECONDS = (
     2,
     5,
 )  # the interval is 2 to 100 ms, the limit 2 s
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per series, which nothing reads
 
 Lags = Callable[[], Mapping[tuple[str, int], int]]
 
