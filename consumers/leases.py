@@ -15,10 +15,11 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, TypeVar
 
+from laxity.consumers.bunch import Bunch
 from laxity.schemas.config import Config
 from laxity.schemas.crashpoints import reach
 from laxity.schemas.timing import Clock
-from laxity.streams.ledger.limits import LEASE_TTL_MS, Limits
+from laxity.streams.ledger.limits import LEASE_TTL_MS, TOGETHER_MAX, Limits
 from laxity.streams.ledger.protocol import Call, Claim, LedgerUnavailable, RunnerLedger
 from laxity.streams.ledger.redis import RedisLedger
 
@@ -101,6 +102,8 @@ class Leases:
         self._ttl_ms = ttl_ms
         self._lanes = lanes or (ThreadPoolExecutor(1, "ledger-work"), ThreadPoolExecutor(1, "ledger-beat"))
         self._live: dict[str, Lease] = {}
+        self._claims = Bunch(self._claim_all, size_max=TOGETHER_MAX)
+        self._releases = Bunch(self._release_all, size_max=TOGETHER_MAX)
 
     @property
     def renew_every_ms(self) -> int:
@@ -118,9 +121,7 @@ class Leases:
         while True:
             verdict = "unavailable"
             try:
-                claim = await self._work(
-                    lambda: self._ledger.claim(reservation_id=reservation_id, runner=self._runner)
-                )
+                claim = await self._claims.ask(reservation_id)
                 verdict = claim.verdict
             except LedgerUnavailable:
                 claim = None
@@ -176,11 +177,7 @@ class Leases:
         give_up_ms = self._clock.monotonic_ms() + self._ttl_ms
         while self._clock.monotonic_ms() < give_up_ms:
             try:
-                await self._work(
-                    lambda: self._ledger.release(
-                        reservation_id=lease.reservation_id, runner=self._runner, used=used
-                    )
-                )
+                await self._releases.ask((lease.reservation_id, used))
             except LedgerUnavailable:
                 await self._sleep(RETRY_MS)
             else:
@@ -241,6 +238,13 @@ class Leases:
             lease.halt(Stop.CANCELLED)
         elif order == "yield":
             lease.yield_asked = True
+
+    async def _claim_all(self, ids: Sequence[str]) -> Sequence[Claim]:
+        found = await self._work(lambda: self._ledger.claim_all(runner=self._runner, reservation_ids=ids))
+        return [found[reservation_id] for reservation_id in ids]
+
+    async def _release_all(self, releases: Sequence[tuple[str, Mapping[str, int]]]) -> Sequence[bool]:
+        return await self._work(lambda: self._ledger.release_all(runner=self._runner, releases=releases))
 
     async def _work(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lanes[0], call)

@@ -20,7 +20,7 @@ from laxity.consumers.testing import Inline, ManualTime, MemoryOutcomes, settle
 from laxity.schemas.records import Dispatch
 from laxity.streams.ledger.limits import Limits, RateLimit, SlotLimit
 from laxity.streams.ledger.memory import MemoryLedger
-from laxity.streams.ledger.protocol import Candidate, Exchange
+from laxity.streams.ledger.protocol import Call, Candidate, Exchange
 
 RUNNER = "runner-1"
 
@@ -39,6 +39,7 @@ class World:
     reporter: Reporter
     finished: list[str] = field(default_factory=list)
     numbers: int = 0
+    calls: list[int] = field(default_factory=list)  # amounts asked of the ledger for further calls
 
     def reserve(
         self, type_: str, payload: bytes = b"{}", *, demands: Mapping[str, int] | None = None, **over: Any
@@ -131,7 +132,7 @@ async def make_world() -> MakeWorld:
             clock=time.clock,
             sleep=time.sleep,
         )
-        return World(
+        world = World(
             time=time,
             ledger=ledger,
             outcomes=outcomes,
@@ -141,5 +142,13 @@ async def make_world() -> MakeWorld:
             metrics=metrics,
             reporter=reporter,
         )
+        ask = ledger.call
+
+        def noted(**question: Any) -> Call:
+            world.calls.append(question["amount"])
+            return ask(**question)
+
+        ledger.call = noted  # type: ignore[method-assign]
+        return world
 
     return make

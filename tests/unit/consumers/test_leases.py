@@ -29,6 +29,14 @@ class Scripted:
             raise LedgerUnavailable("no answer")
         return answer
 
+    def claim_all(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, Claim]:
+        return {i: self.claim(reservation_id=i, runner=runner) for i in reservation_ids}
+
+    def release_all(
+        self, *, runner: str, releases: Sequence[tuple[str, Mapping[str, int]]]
+    ) -> Sequence[bool]:
+        return [self.release(reservation_id=i, runner=runner, used=used) for i, used in releases]
+
     def renew(self, *, runner: str, reservation_ids: Sequence[str]) -> Mapping[str, str]:
         if self.down:
             raise LedgerUnavailable("no answer")
