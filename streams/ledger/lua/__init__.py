@@ -1,1 +1,1 @@
-"""One decision per Lua file; `redis.py` loads them, `memory.py` is their twin."""
+"""One decision per Lua file; `scripts.py` loads them, `memory.py` is their twin."""

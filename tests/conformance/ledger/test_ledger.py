@@ -330,6 +330,27 @@ def test_a_released_stub_lapses_without_a_word(open_ledger: Any, clock: ManualCl
     assert say(open_ledger).reaped == ()
 
 
+def test_many_claims_and_releases_in_one_call_are_as_one_by_one(open_ledger: Any) -> None:
+    say(open_ledger, candidates=[ask("a:0:1", gpu=1), ask("b:0:1", gpu=1)])
+    claims = open_ledger.claim_all(runner="r", reservation_ids=["a:0:1", "none:0:1", "b:0:1"])
+    assert {i: claim.verdict for i, claim in claims.items()} == {
+        "a:0:1": "claimed",
+        "none:0:1": "gone",
+        "b:0:1": "claimed",
+    }
+    assert claims["a:0:1"] == open_ledger.claim(reservation_id="a:0:1", runner="r")
+    releases: list[tuple[str, dict[str, int]]] = [
+        ("b:0:1", {}),
+        ("b:0:1", {}),
+        ("none:0:1", {}),
+        ("a:0:1", {}),
+    ]
+    assert list(open_ledger.release_all(runner="r", releases=releases)) == [True, False, False, True]
+    assert granted(say(open_ledger, candidates=[ask("c:0:1", gpu=2)])) == ["c:0:1"]
+    assert dict(open_ledger.claim_all(runner="r", reservation_ids=[])) == {}
+    assert list(open_ledger.release_all(runner="r", releases=[])) == []
+
+
 # Calls
 
 
