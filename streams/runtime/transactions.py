@@ -73,8 +73,8 @@ class Transactions:
     def fence(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """A new producer; ends whatever transaction the id has open. Raises FencedError, or DoubtfulError if told to stop."""
         self.close()
-        self._disturbed = False
         self._producer = Producer({**self._properties, "error_cb": self._on_error})
+        self._disturbed = False
         while True:
             try:
                 self._producer.init_transactions(INIT_S_MAX)
@@ -179,8 +179,11 @@ class Transactions:
             self._disturbed = True
 
     def close(self) -> None:
-        """Let go of the producer; an open transaction is aborted if its broker answers, else it ends by its timeout."""
+        """Let go of the producer. One that failed is dropped as it is: its transaction ends by the next fence or by its timeout."""
         producer, self._producer = self._producer, None
-        if producer is not None:
+        if producer is None:
+            return
+        if self._disturbed:
             producer.purge()
+        else:
             producer.close()
