@@ -200,10 +200,10 @@ class Cycle:
             self.reconcile()
             return self._reconciled
         answer = self._ask(Exchange(shard=self._world.shard, owner_epoch=self._core.owner_epoch))
-        if answer is None or answer.status == "ok":
-            return answer is not None and bool(answer.reaped)
-        self._reconciled = False
-        self._asked_ms = 0
+        if answer is None or (answer.status == "ok" and not answer.reaped):
+            return False
+        self._asked_ms = 0  # the batch asks again at once, however little else it has to ask
+        self._reconciled = answer.status == "ok"
         return True
 
 

@@ -293,6 +293,16 @@ def test_a_quiet_shard_asks_once_a_second_whether_leases_lapsed(bench: Bench) ->
     assert [_empty(exchange) for exchange in bench.line.asked] == [True, True]
 
 
+def test_what_a_quiet_shard_heard_reaches_its_core(bench: Bench) -> None:
+    cycle = bench.reconciled()
+    bench.clock.advance(IDLE_ASK_MS)
+    bench.line.answer = ok(reaped=("t:0:1",))
+    assert cycle.look_at_ledger()
+    cycle.run(NOTHING)
+    assert bench.core.answers == [bench.line.answer]
+    assert bench.core.ends == [99]
+
+
 def _empty(exchange: Exchange) -> bool:
     return not (exchange.candidates or exchange.settles or exchange.acknowledged)
 
