@@ -175,6 +175,14 @@ def test_more_used_than_reserved_is_debited_once(open_ledger: Any) -> None:
     assert answer.refusals[0].retry_ms == 2_001
 
 
+def test_absurd_reports_close_a_resource_for_ten_minutes_at_most(open_ledger: Any) -> None:
+    say(open_ledger, candidates=[ask("a:0:1", llm=1), ask("b:0:1", llm=1)])
+    for reservation_id in ("a:0:1", "b:0:1"):
+        open_ledger.claim(reservation_id=reservation_id, runner="r")
+        assert open_ledger.release(reservation_id=reservation_id, runner="r", used={"llm": 2**53 - 1})
+    assert say(open_ledger, candidates=[ask("c:0:1", llm=1)]).refusals[0].retry_ms == 600_001
+
+
 def test_never_claimed_gives_its_tokens_back_and_claimed_does_not(open_ledger: Any) -> None:
     for claimed, outcome in ((False, True), (True, False)):
         reservation_id = f"a:{int(claimed)}:1"
