@@ -95,7 +95,7 @@ class World:
     clients: KafkaClients
     processes: list[Process] = field(default_factory=list)
 
-    def start(self, *, name: str = "", crash: str = "", skip: str = "") -> Process:
+    def start(self, *, name: str = "", crash: str = "", skip: str = "", protocol: str = "") -> Process:
         name = name or f"p{len(self.processes)}"
         log = self.root / f"{name}-{len(self.processes)}.log"
         env = os.environ | {
@@ -108,6 +108,8 @@ class World:
             "LAXITY_SCHEDULER_ACCEPT_SKIP": skip,
             "CRASHPOINT": crash,
         }
+        if protocol:
+            env["LAXITY_KAFKA__GROUP__PROTOCOL"] = protocol
         with log.open("wb") as out:
             popen = subprocess.Popen([sys.executable, "-m", "laxity.streams.runtime"], env=env, stderr=out)
         self.processes.append(Process(popen, log))
@@ -290,6 +292,19 @@ def test_killed_processes_are_replaced_and_nothing_is_lost_or_doubled(world: Wor
     assert c.popen.poll() is None
 
 
+def test_the_newer_group_protocol_hands_over_too(world: World) -> None:
+    a = world.started(protocol="consumer")
+    world.publish(100)
+    wait_for(lambda: len(world.ended()) > 20, "work begins")
+    b = world.start(protocol="consumer")
+    wait_for(lambda: b.shards() == SHARDS // 2, "half of the shards move")
+    world.publish(100, start=100)
+    a.popen.terminate()
+    assert a.popen.wait(20) == 0
+    world.publish(100, start=200)
+    world.check(300)
+
+
 def test_bytes_that_are_no_trigger_become_a_dead_letter_and_the_next_record_flows(world: World) -> None:
     world.started()
     producer = world.clients.producer()
@@ -319,7 +334,19 @@ def test_a_stopped_zombie_that_wakes_up_writes_nothing(world: World) -> None:
     world.check(300)
 
 
-@pytest.mark.parametrize("point", POINTS)
+QUICK = {
+    "mid_produce",
+    "before_commit",
+    "after_commit",
+    "mid_apply",
+    "mid_takeover",
+}  # the others by `-m slow`
+
+
+@pytest.mark.parametrize(
+    "point",
+    [pytest.param(point, marks=() if point in QUICK else pytest.mark.slow) for point in POINTS],
+)
 def test_a_crash_at_any_point_costs_nothing(world: World, point: str) -> None:
     """The process dies at the point, a restart in the same directory goes on."""
     early = point in {"mid_restore", "mid_takeover"}
