@@ -427,10 +427,13 @@ def dump_sha(wire: Wire) -> str:
     return str(wire._send([("SCRIPT", "LOAD", DUMP)])[0])
 
 
+@pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_twin_and_scripts_agree(wire: Wire, dump_sha: str) -> None:
     agree(wire, dump_sha, SEQUENCES)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
 def test_twin_and_scripts_agree_at_length(wire: Wire, dump_sha: str) -> None:
@@ -448,6 +451,7 @@ def agree(wire: Wire, dump_sha: str, sequences: int) -> None:
             pytest.fail(f"LAXITY_LEDGER_SEED={start}, bytes.fromhex({shortest.hex()!r}): {failure}")
 
 
+@pytest.mark.integration
 @settings(
     max_examples=max(1, SEQUENCES // 20),
     deadline=None,

@@ -37,7 +37,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.integration)])
 def ledger(request: pytest.FixtureRequest, clock: ManualClock) -> Iterator[Any]:
     """Two shards, nothing known yet. `lose()` makes it forget, `restart()` makes it another server with the same memory."""
     if request.param == "memory":
