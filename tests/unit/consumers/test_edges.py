@@ -22,6 +22,7 @@ from laxity.consumers.metrics import RunnerMetrics
 from laxity.consumers.pace import PREFETCH_MAX, WAIT_MS, Pace
 from laxity.consumers.reports import MESSAGE_BYTES_MAX, Reporter, Verdict
 from laxity.consumers.testing import ManualTime, MemoryOutcomes
+from laxity.infra.cli import main
 
 
 @pytest.mark.parametrize(("duration_ms", "prefetch"), [(0, 800), (1, 800), (100, 8), (10_000, 1)])
@@ -117,17 +118,26 @@ async def a(ctx: AgentContext) -> None: ...
     ],
 )
 def test_wrong_usage_is_one_line_and_two(
-    tmp_path: Path, arguments: list[str], extra: str, words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    extra: str,
+    words: str,
 ) -> None:
     (tmp_path / "mine.py").write_text(AGENT.format(extra=extra))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LAXITY_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "laxity.infra.cli", "agents", *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, check=False,
-    )  # fmt: skip
-    text = done.stderr.decode()
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("LAXITY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("laxity.consumers.logs.configure", lambda _: None)  # it would last beyond this test
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "argv", ["laxity", "agents", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, text = capsys.readouterr()
     assert words in text
-    assert (done.returncode, text.count("\n"), done.stdout) == (2, 1, b"")
+    assert (ended.value.code, text.count("\n"), out) == (2, 1, "")
 
 
 def test_log_lines_are_json_and_bounded(tmp_path: Path) -> None:
