@@ -62,6 +62,7 @@ class Cycle:
         self._world = world
         self.pending = Pending(skipped=list(skipped))
         self._reconciled = False
+        self._asked = False  # in the batch under way
         self._asked_ms: Millis = 0
         self._log = logger(shard=world.shard)
 
@@ -124,9 +125,8 @@ class Cycle:
         del pending.lapsed[: len(batch.lapsed)]
         pending.woken -= set(batch.woken)
         pending.skipped.clear()
-        world.meter.batch(
-            effects, taken, answered=answer is not None, took_ms=world.clock.monotonic_ms() - begun_ms
-        )
+        silent = answer is None and self._asked
+        world.meter.batch(effects, taken, silent=silent, took_ms=world.clock.monotonic_ms() - begun_ms)
         if answer is not None and answer.status == "recovering":
             self._reconciled = False
 
@@ -144,11 +144,12 @@ class Cycle:
 
     def _ask(self, exchange: Exchange) -> Answer | None:
         now_ms = self._world.clock.monotonic_ms()
+        self._asked = False
         if not self._reconciled:
             return None
         if not _asks(exchange) and now_ms - self._asked_ms < IDLE_ASK_MS:
             return None
-        self._asked_ms = now_ms
+        self._asked, self._asked_ms = True, now_ms
         answer = self._world.line.ask(exchange)
         if answer is not None and answer.status == "fenced":
             raise FencedError("the ledger knows a higher owner epoch")

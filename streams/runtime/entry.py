@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 from laxity.schemas.config import Config
@@ -13,6 +14,9 @@ from laxity.streams.runtime.logs import configure
 from laxity.streams.runtime.settings import HostSettings
 
 INTERRUPTED = 130
+SWITCH_S = (
+    0.0005  # between threads of the interpreter: at 5 ms four busy shards would outwait the ledger's 20 ms
+)
 
 
 def scheduler(settings: Settings, knobs: HostSettings, config: Config) -> int:
@@ -21,6 +25,7 @@ def scheduler(settings: Settings, knobs: HostSettings, config: Config) -> int:
     Raises what Assembly raises where the process cannot even start.
     """
     configure(knobs.log_level)
+    sys.setswitchinterval(SWITCH_S)
     assembly = Assembly(settings, knobs, config)
     heard: list[int] = []
 

@@ -48,12 +48,12 @@ class ShardMeter:
         self._clock = clock
         self._ready: tuple[dict[str, Millis], ...] = tuple({} for _ in TIERS)
 
-    def batch(self, effects: Effects, taken: Taken, *, answered: bool, took_ms: Millis) -> None:
-        """A batch is committed and in the stores."""
+    def batch(self, effects: Effects, taken: Taken, *, silent: bool, took_ms: Millis) -> None:
+        """A batch is committed and in the stores. `silent`: the ledger was asked and did not answer in time."""
         metrics = self._metrics
         metrics.batches.labels(self._shard).inc()
         metrics.batch_seconds.observe(took_ms / 1000)
-        if not answered:
+        if silent:
             metrics.unanswered.labels(self._shard).inc()
         for moved in taken.ranges:
             metrics.records.labels(moved.topic).inc(moved.count)

@@ -27,7 +27,7 @@ def measured(outputs: Sequence[Output], state: Sequence[Change] = ()) -> tuple[M
     meter = ShardMeter(0, metrics, Known(types={"echo"}, resources={"llm"}), CLOCK)
     effects = Effects(batch=1, state=state, keys=(), local=(), outputs=outputs)
     moved = InputRange(topic="outcomes", partition=0, first=0, next=9, count=4)
-    meter.batch(effects, Taken(records=(), ranges=[moved]), answered=False, took_ms=12)
+    meter.batch(effects, Taken(records=(), ranges=[moved]), silent=True, took_ms=12)
     return metrics, meter
 
 
@@ -92,7 +92,7 @@ def test_the_oldest_wait_is_that_of_a_task_that_still_waits() -> None:
     meter.batch(
         Effects(batch=2, state=(), keys=(), local=(), outputs=gone),
         Taken(records=(), ranges=()),
-        answered=True,
+        silent=False,
         took_ms=1,
     )
     meter.waiting([0, 0, 0, 0, 0])
