@@ -165,7 +165,12 @@ class Scheduler:
         woken = tuple(dict.fromkeys((*self._heard, *batch.woken)))
         due = self._timers.due(work.now_ms)
         unparked = self._unpark(timers.fire(work, due), woken, work.now_ms)
-        blocked = {name: at for name, at in self._admission.blocked.items() if name not in woken}
+        blocked = {
+            name: at
+            for name, at in self._admission.blocked.items()
+            if at > work.now_ms
+            and name not in woken  # what is over must wake nobody, though the ledger be silent
+        }
         admission = replace(self._admission, blocked=blocked)
         writes = [*unparked, *self._tables.index_writes()]
         cycle = dispatch.nominate(work, self._ready, writes, admission, batch.held)

@@ -13,6 +13,7 @@ No broker, no Redis, no sleeping; the same code that runs in production decides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from laxity.schemas import config as configuration
@@ -38,6 +39,7 @@ from laxity.schemas.topics import TIERS
 from laxity.streams.effects import Record
 from laxity.streams.ledger.limits import Limits
 from laxity.streams.ledger.memory import MemoryLedger
+from laxity.streams.ledger.protocol import LedgerUnavailable
 from laxity.streams.simulator.host import Disk, ShardHost, World
 from laxity.streams.simulator.log import Log
 from laxity.streams.simulator.runner import Provider, SimRunner, Verdict, success
@@ -160,11 +162,12 @@ class TopologyTestDriver:
         raise AssertionError(f"still moving after {rounds} rounds")
 
     def advance(self, ms: int, *, step_ms: int = 1_000) -> None:
-        """Move the clock, in steps, letting timers fire and runners renew."""
+        """Move the clock, in steps, letting timers fire and runners renew, where `ledger.available`."""
         for done in range(0, ms, step_ms):
             self.clock.advance(min(step_ms, ms - done))
             for runner in self.runners:
-                runner.register()
+                with suppress(LedgerUnavailable):
+                    runner.register()
             self.settle()
 
     def read(self, topic: str) -> list[Any]:
