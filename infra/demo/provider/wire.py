@@ -109,11 +109,11 @@ def parse_call(headers: Mapping[str, str], raw: bytes) -> Call:
         raise InvalidCallError("stream is true; this server answers in one piece", param="stream")
     most = request.max_completion_tokens or request.max_tokens or MAX_TOKENS_DEFAULT
     origin = parse_origin(headers)
-    wanted = _count(headers, "x-laxity-generate")
+    context, wanted = _count(headers, "x-laxity-context"), _count(headers, "x-laxity-generate")
     return Call(
         origin=Origin(key=origin.key, tenant=origin.tenant or request.user, task=origin.task),
         model=request.model,
-        tokens_in=_count(headers, "x-laxity-context") or _prompt_tokens(request),
+        tokens_in=_prompt_tokens(request) if context is None else context,
         max_tokens=most,
         tokens_out=min(most, _generated(origin.key or body) if wanted is None else wanted),
         body=body,
