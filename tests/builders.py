@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from laxity.schemas import config as configuration
@@ -190,7 +189,7 @@ class Bench:
     def outcome(self, kind: str, key: str = "k", **fields: Any) -> Record:
         """Of the task's current dispatch, unless `fields` say otherwise."""
         found = self.row(key) or row()
-        base = {
+        base: dict[str, Any] = {
             "kind": kind,
             "task_id": task_id(key),
             "generation": found.generation,
@@ -334,8 +333,3 @@ def per_tier(effects: Sequence[Effects]) -> Mapping[str, int]:
             if output.topic.startswith("dispatch."):
                 counts[(dict(output.headers)["laxity-tier"] or b"").decode()] += 1
     return counts
-
-
-def without(effects: Effects, *fields: str) -> Effects:
-    """Effects with the named fields emptied, for comparison."""
-    return replace(effects, **dict.fromkeys(fields, ()))

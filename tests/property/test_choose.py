@@ -57,7 +57,8 @@ def test_credit_stays_in_bounds_and_goes_with_the_work(
 
 
 def test_the_share_of_an_idle_tier_is_lent_and_comes_back() -> None:
-    floors, credits_ = (0, 0, 0, 0, 500), (0,) * 5
+    floors = (0, 0, 0, 0, 500)
+    credits_: Credits = (0,) * 5
     critical, background = (1, 1, b"x"), (9, 1, b"x")
     for _ in range(100):
         assert choose([critical, None, None, None, None], credits_, "edf") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from unittest.mock import patch
 
@@ -102,7 +103,7 @@ def test_a_seek_goes_on_where_it_stopped() -> None:
     starts: list[bytes] = []
 
     class Watched(MemoryStore):
-        def scan(self, start: bytes, end: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
             starts.append(start)
             return super().scan(start, end)
 

@@ -18,7 +18,7 @@ from laxity.streams.state.memory import MemoryStore
 from laxity.streams.state.store import Write
 
 NO_FLOORS = (0,) * 5
-DEMANDS = ({}, {"llm": 1}, {"browser": 1}, {"account:a": 1})
+DEMANDS: tuple[dict[str, int], ...] = ({}, {"llm": 1}, {"browser": 1}, {"account:a": 1})
 
 
 @dataclass

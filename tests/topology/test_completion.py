@@ -173,7 +173,7 @@ STALE: list[dict[str, Any]] = [{"dispatch_no": 0}, {"dispatch_no": 2}, {"generat
     "kind", ["started", "progress", "succeeded", "failed", "yielded", "unknown", "bounced"]
 )
 @pytest.mark.parametrize("fence", STALE)
-def test_what_comes_under_another_fence_changes_nothing(kind: str, fence: dict[str, int]) -> None:
+def test_what_comes_under_another_fence_changes_nothing(kind: str, fence: dict[str, Any]) -> None:
     b = Bench()
     b.running()
     before = b.live()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from builders import (
     CONFIG,
     START_MS,
     Bench,
+    Say,
     answer,
     asked,
     events,
@@ -29,7 +30,7 @@ from laxity.streams.state.memory import MemoryStore
 FLOORS = dict(zip(TIERS, (400, 250, 200, 100, 50), strict=True))
 
 
-def grant_some(most: int, resource: str = "fleet.default", reason: str = "fleet_full"):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def grant_some(most: int, resource: str = "fleet.default", reason: str = "fleet_full") -> Say:
     """A resource with room for `most` in each call."""
 
     def say(exchange: Exchange) -> Answer:
@@ -195,14 +196,14 @@ def test_ten_thousand_that_wait_for_a_full_resource_cost_nothing() -> None:
             reads += 1
             return super().get(key)
 
-        def scan(self, start: bytes, end: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202
-            def counted():  # type: ignore[no-untyped-def]  # noqa: ANN202
-                nonlocal reads
-                for pair in super(Counted, self).scan(start, end):
-                    reads += 1
-                    yield pair
+        def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+            return self._counted(super().scan(start, end))
 
-            return counted()
+        def _counted(self, pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+            nonlocal reads
+            for pair in pairs:
+                reads += 1
+                yield pair
 
     b = Bench(store=Counted())
     for n in range(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random  # noqa: TID251 - the seed is the argument
+from typing import Any
 
 import pytest
 from builders import CODEC, CONFIG, Bench, config, driver, journal, silent, trigger
@@ -28,10 +29,12 @@ def busy(seed: int) -> TopologyTestDriver:
 
     d = driver(slots=3, verdict=verdict)
     for i in range(60):
-        fields = {"demands": random.choice([{}, {"browser": 1}, {"account:a": 1}, {"llm": 500}])}
+        fields: dict[str, Any] = {
+            "demands": random.choice([{}, {"browser": 1}, {"account:a": 1}, {"llm": 500}])
+        }
         if random.random() < 0.3:
             fields |= {"firm": True, "deadline_ms": d.clock.now_ms() + random.randrange(3_000)}
-        d.pipe(random.choice(TIERS), trigger(f"k{random.randrange(50)}", **fields))  # type: ignore[arg-type]
+        d.pipe(random.choice(TIERS), trigger(f"k{random.randrange(50)}", **fields))
         d.ledger.available = random.random() < 0.8
         shard = d.shards[0]
         shard.abort_next = random.random() < 0.1

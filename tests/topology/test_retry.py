@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from builders import START_MS, Bench, driver, events, header, journal, letters, silent, task_id, trigger
@@ -13,7 +14,7 @@ from laxity.streams.completion import backoff_ms
 from laxity.streams.timers import TIMERS_PER_BATCH_MAX
 
 
-def failed(b: Bench, **fields: object) -> None:
+def failed(b: Bench, **fields: Any) -> None:
     b.step(b.outcome("failed", retryable=True, **fields), say=silent)
 
 
@@ -167,7 +168,7 @@ def test_unknown_attempts_are_exhausted_too() -> None:
 # Lapsed leases
 
 
-def lapsed(b: Bench, **fields: object) -> None:
+def lapsed(b: Bench) -> None:
     b.step(lapsed=(b.reservation(),), end=b.ends.get("outcomes", 0) + 3, say=silent)
 
 

@@ -59,26 +59,24 @@ def test_silence_is_recorded_as_silence() -> None:
 def test_the_hash_tells_every_part_of_every_effect() -> None:
     change = Change(table="task", key=b"k", value=b"v")
     output = Output(topic="t", partition=1, key=b"k", value=b"v", schema=None, headers=(("h", b"x"),))
-    seen = {
-        journal.effects_hash(state, keys, out)
-        for state, keys, out in [
-            ([], [], []),
-            ([change], [], []),
-            ([replace(change, value=None)], [], []),
-            ([replace(change, value=b"")], [], []),
-            ([replace(change, key=b"kv", value=b"")], [], []),
-            ([replace(change, table="taskk", key=b"")], [], []),
-            ([change, change], [], []),
-            ([], [], [output]),
-            ([], [], [replace(output, partition=None)]),
-            ([], [], [replace(output, partition=2)]),
-            ([], [], [replace(output, key=None)]),
-            ([], [], [replace(output, value=None)]),
-            ([], [], [replace(output, headers=())]),
-            ([], [], [replace(output, headers=(("h", None),))]),
-            ([], [], [replace(output, headers=(("h", b"x"), ("h", b"x")))]),
-        ]
-    }
+    cases: list[tuple[list[Change], list[Change], list[Output]]] = [
+        ([], [], []),
+        ([change], [], []),
+        ([replace(change, value=None)], [], []),
+        ([replace(change, value=b"")], [], []),
+        ([replace(change, key=b"kv", value=b"")], [], []),
+        ([replace(change, table="taskk", key=b"")], [], []),
+        ([change, change], [], []),
+        ([], [], [output]),
+        ([], [], [replace(output, partition=None)]),
+        ([], [], [replace(output, partition=2)]),
+        ([], [], [replace(output, key=None)]),
+        ([], [], [replace(output, value=None)]),
+        ([], [], [replace(output, headers=())]),
+        ([], [], [replace(output, headers=(("h", None),))]),
+        ([], [], [replace(output, headers=(("h", b"x"), ("h", b"x")))]),
+    ]
+    seen = {journal.effects_hash(*case) for case in cases}
     assert len(seen) == 15
 
 
