@@ -29,6 +29,9 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+DRAIN_MS = 8_000  # of a runner told to stop: with its reports well within the child's STOP_GRACE_S
+
+
 def stack_endpoints(plan: StackPlan, ports: Mapping[str, int]) -> Endpoints:
     """Existing services where they were given, else ours."""
 
@@ -122,6 +125,7 @@ def worker_process(plan: StackPlan, ports: Mapping[str, int], name: str) -> Proc
         "LAXITY_DATA_DIR": str(plan.data.root),
         "LAXITY_PREFIX": plan.prefix,
         "LAXITY_CONFIG": plan.config,
+        "LAXITY_AGENTS_GRACE_MS": str(DRAIN_MS),
         "PYTHONUNBUFFERED": "1",
         **dict(plan.worker_env),
     }
