@@ -129,7 +129,7 @@ class Reader:
         begun_ms = heard_ms = self._clock.monotonic_ms()
         try:
             while True:
-                messages = self._ask(self._consumer.consume, CHUNK, POLL_S)
+                messages = self._gather()
                 now_ms = self._clock.monotonic_ms()
                 if not messages and not patient and now_ms - heard_ms > SILENCE_MS_MAX:
                     raise InspectError(f"nothing could be read for {SILENCE_MS_MAX} ms", "is Kafka well?")
@@ -139,6 +139,11 @@ class Reader:
                     return
         finally:
             self._consumer.unassign()
+
+    def _gather(self) -> list[Message]:
+        """What is there, waiting only for the first."""
+        first = self._ask(self._consumer.poll, POLL_S)
+        return [] if first is None else [first, *self._ask(self._consumer.consume, CHUNK, 0)]
 
     def _ask(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:

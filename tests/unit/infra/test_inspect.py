@@ -369,7 +369,7 @@ def test_hearsay_is_no_story() -> None:
 
 
 def test_hostile_events_stay_in_their_lines() -> None:
-    fields = dict.fromkeys(
+    fields: dict[str, Any] = dict.fromkeys(
         ("task_id", "tenant", "type", "run_id", "key", "runner", "code", "message"), HOSTILE
     )
     told = story(
