@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from laxity.infra.local import Endpoints
 from laxity.infra.provision import provision
@@ -31,9 +32,12 @@ from laxity.schemas.settings import Settings, settings
 from laxity.schemas.timing import SystemClock
 from laxity.streams.ledger.limits import Limits
 from laxity.streams.ledger.redis import RedisLedger
+from laxity.streams.runtime.assembly import Assembly
 from laxity.streams.runtime.codes import PARTITION_EOF
 from laxity.streams.runtime.crashpoints import POINTS
+from laxity.streams.runtime.settings import HostSettings
 from laxity.streams.runtime.sources import INPUTS
+from laxity.streams.runtime.transactions import DoubtfulError, Transactions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -94,6 +98,7 @@ class World:
     codec: Codec
     clients: KafkaClients
     processes: list[Process] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
 
     def start(self, *, name: str = "", crash: str = "", skip: str = "", protocol: str = "") -> Process:
         name = name or f"p{len(self.processes)}"
@@ -292,6 +297,20 @@ def test_killed_processes_are_replaced_and_nothing_is_lost_or_doubled(world: Wor
     assert c.popen.poll() is None
 
 
+def test_a_survivor_ends_the_transactions_of_a_dead_process_before_their_timeout(world: World) -> None:
+    doomed, survivor = world.start(crash="before_commit:25"), world.started()
+    wait_for(lambda: survivor.shards() == SHARDS // 2, "half of the shards")
+    while doomed.popen.poll() is None:
+        world.publish(5, start=5 * len(world.batches))
+        world.batches.append(1)
+    wait_for(lambda: len(survivor.said("peer.rescued")) >= SHARDS // 2, "rescued", ms=5_000)
+    rescued = survivor.said("peer.rescued")
+    assert {line["why"] for line in rescued} == {""}
+    assert {line["shard"] for line in rescued} == {line["shard"] for line in doomed.said("shard.running")}
+    world.check(5 * len(world.batches))
+
+
+@pytest.mark.slow
 def test_the_newer_group_protocol_hands_over_too(world: World) -> None:
     a = world.started(protocol="consumer")
     world.publish(100)
@@ -334,13 +353,40 @@ def test_a_stopped_zombie_that_wakes_up_writes_nothing(world: World) -> None:
     world.check(300)
 
 
-QUICK = {
-    "mid_produce",
-    "before_commit",
-    "after_commit",
-    "mid_apply",
-    "mid_takeover",
-}  # the others by `-m slow`
+def test_commits_that_fail_or_whose_fate_is_unknown_lose_and_double_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: of nine transactions one is aborted, one is committed and its answer lost, one hangs before its commit."""
+    real, numbers = Transactions._end, itertools.count(1)
+    fates = Counter[str]()
+
+    def shaky(self: Transactions, producer: Any) -> None:
+        fate = {2: "aborted", 5: "answer lost", 8: "never sent"}.get(next(numbers) % 9, "committed")
+        fates[fate] += 1
+        if fate == "aborted":
+            self._abort(producer, KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT)))
+        if fate != "never sent":
+            real(self, producer)
+        if fate != "committed":
+            self._disturbed = True
+            raise DoubtfulError(fate)
+
+    monkeypatch.setattr(Transactions, "_end", shaky)
+    assembly = Assembly(world.found, HostSettings(state_dir=world.root / "here"), CONFIG)
+    thread = threading.Thread(target=assembly.run)
+    thread.start()
+    try:
+        for start in range(0, 120, 20):
+            world.publish(20, start=start)
+            wait_for(lambda start=start: len(world.ended()) >= start, "work goes on")  # type: ignore[misc]
+        world.check(120)
+    finally:
+        assembly.host.stop()
+        thread.join(20)
+    assert min(fates.values()) >= 3, fates
+
+
+QUICK = {"after_commit", "mid_apply"}  # the others by `-m slow`
 
 
 @pytest.mark.parametrize(
