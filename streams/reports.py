@@ -14,10 +14,11 @@ from laxity.schemas.limits import (
 )
 from laxity.schemas.records import Outcome
 from laxity.streams.ledger.limits import USED_MAX
+from laxity.streams.ledger.vetting import NAME_BYTES_MAX
+from laxity.streams.letters import MESSAGE_CHARS_MAX
 
 KINDS = frozenset({"started", "progress", "succeeded", "failed", "yielded", "unknown", "bounced"})
 TASK_ID_CHARS_MAX = 64  # ours have 32
-MESSAGE_CHARS_MAX = 1_024  # as much as a dead letter shows
 _COUNT_NAME_CHARS_MAX = RESOURCE_CHARS_MAX + len(":") + RESOURCE_KEY_BYTES_MAX
 
 
@@ -73,5 +74,7 @@ def _sound_counts(counts: Mapping[str, int]) -> Mapping[str, int]:
 
 def _is_sound(name: str, amount: int) -> bool:
     return (
-        0 < len(name) <= _COUNT_NAME_CHARS_MAX and len(name.encode()) <= 512 and 0 <= amount <= QUANTITY_MAX
+        0 < len(name) <= _COUNT_NAME_CHARS_MAX
+        and len(name.encode()) <= NAME_BYTES_MAX
+        and 0 <= amount <= QUANTITY_MAX
     )
