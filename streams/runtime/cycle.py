@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from confluent_kafka import TopicPartition
@@ -10,7 +11,7 @@ from confluent_kafka import TopicPartition
 from laxity.schemas.records import InputRange
 from laxity.schemas.timing import Clock, Millis
 from laxity.streams.effects import BatchInput, Effects
-from laxity.streams.ledger.protocol import Answer, Exchange
+from laxity.streams.ledger.protocol import Answer, Exchange, Reconciled
 from laxity.streams.runtime.cluster import ClusterError
 from laxity.streams.runtime.core import Core
 from laxity.streams.runtime.crashpoints import reach
@@ -23,6 +24,9 @@ from laxity.streams.runtime.stores import Stores
 from laxity.streams.runtime.transactions import AbortedError, FencedError, TransactionError, Transactions
 from laxity.streams.state.changelog import KEYS, STATE
 
+RECONCILE_MS_MAX = (
+    2_000  # at takeover: nothing is admitted before it, but a silent ledger must not stop completions
+)
 RECONCILE_EVERY_MS = (
     1_000  # while the ledger is away nothing is admitted; asking more often would not bring it back
 )
@@ -62,6 +66,8 @@ class Cycle:
         self._world = world
         self.pending = Pending(skipped=list(skipped))
         self._reconciled = False
+        self._agreeing: Future[Reconciled] | None = None
+        self._agree_ms: Millis = 0
         self._asked = False  # in the batch under way
         self._asked_ms: Millis = 0
         self._log = logger(shard=world.shard)
@@ -79,16 +85,29 @@ class Cycle:
 
     def reconcile(self) -> None:
         """Agree with the ledger on what is reserved; where it is silent nothing is admitted until it answers. Raises FencedError."""
+        self._agree(wait_ms=RECONCILE_MS_MAX)
+
+    def _agree(self, *, wait_ms: Millis = 0) -> None:
+        """Begin to reconcile, or see what came of it. Meanwhile this shard asks nothing, so what it has reserved can only shrink."""
         world, core = self._world, self._core
-        self._asked_ms = world.clock.monotonic_ms()
-        found = world.line.reconcile(
-            shard=world.shard, owner_epoch=core.owner_epoch, seen_epoch=core.seen_epoch, live=core.live()
-        )
-        self._reconciled = found is not None
-        if found is None:
-            return
+        now_ms = world.clock.monotonic_ms()
+        if self._agreeing is None:
+            if now_ms < self._agree_ms:
+                return
+            self._agreeing = world.line.begin_reconcile(
+                shard=world.shard, owner_epoch=core.owner_epoch, seen_epoch=core.seen_epoch, live=core.live()
+            )
+        found = world.line.finish(self._agreeing, wait_ms=wait_ms)
+        if found is not None:
+            self._agreed(found)
+        elif self._agreeing.done():
+            self._agreeing, self._agree_ms = None, now_ms + RECONCILE_EVERY_MS
+
+    def _agreed(self, found: Reconciled) -> None:
         if found.status == "fenced":
             raise FencedError("the ledger knows a higher owner epoch")
+        self._agreeing, self._reconciled = None, True
+        self._asked_ms = self._world.clock.monotonic_ms()
         self.pending.lapsed += found.lapsed
         self.pending.held.clear()  # what is not live was dropped
         self._log.info(
@@ -102,6 +121,8 @@ class Cycle:
         world, core, pending = self._world, self._core, self.pending
         begun_ms = world.clock.monotonic_ms()
         reach("after_poll")
+        if not self._reconciled:
+            self._agree()
         # 1. What came in, and what earlier batches left open.
         batch = self._input(taken)
         # 2. Nominate: pure.
@@ -194,12 +215,11 @@ class Cycle:
 
     def look_at_ledger(self) -> bool:
         """When nothing else happens: ask whether leases lapsed, or reconcile anew. True: a batch is due. Raises FencedError."""
-        now_ms = self._world.clock.monotonic_ms()
-        if now_ms - self._asked_ms < (IDLE_ASK_MS if self._reconciled else RECONCILE_EVERY_MS):
-            return False
         if not self._reconciled:
-            self.reconcile()
+            self._agree()
             return self._reconciled
+        if self._world.clock.monotonic_ms() - self._asked_ms < IDLE_ASK_MS:
+            return False
         answer = self._ask(Exchange(shard=self._world.shard, owner_epoch=self._core.owner_epoch))
         if answer is None or (answer.status == "ok" and not answer.reaped):
             return False

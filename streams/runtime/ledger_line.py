@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from typing import TypeVar
@@ -23,10 +23,6 @@ ANSWER_MS_MAX = (
     20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
 )
 SILENT_MS = 1_000  # a late answer now and then is load; silence for so long is an outage
-RECONCILE_MS_MAX = (
-    2_000  # at takeover: nothing is admitted before it, but a silent ledger must not stop completions
-)
-
 T = TypeVar("T")
 
 
@@ -54,14 +50,25 @@ class LedgerLine:
         reach("after_ledger")
         return answer
 
-    def reconcile(
+    def begin_reconcile(
         self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]
-    ) -> Reconciled | None:
-        """After a takeover and after status `recovering`; None: no answer, ask again."""
-        call: Callable[[], Reconciled] = lambda: self._ledger.reconcile(  # noqa: E731
-            shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live
+    ) -> Future[Reconciled]:
+        """After a takeover and after status `recovering`: with many live ids it takes longer than a batch may wait, so `finish` it later."""
+        return self._thread.submit(
+            self._ledger.reconcile, shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live
         )
-        return self._wait(self._thread.submit(call), RECONCILE_MS_MAX)
+
+    def finish(self, begun: Future[Reconciled], *, wait_ms: Millis = 0) -> Reconciled | None:
+        """What came of it; None: nothing yet, or (where `begun.done()`) the ledger did not answer."""
+        try:
+            found = begun.result(wait_ms / 1000)
+        except LateError:
+            return None
+        except LedgerUnavailable as error:
+            self._fell_silent(str(error))
+            return None
+        self._is_back()
+        return found
 
     @property
     def is_silent(self) -> bool:

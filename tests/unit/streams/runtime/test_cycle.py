@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +116,23 @@ class FakeLine:
     answer: Answer | None = None
     reconciled: Reconciled | None = field(default_factory=lambda: Reconciled(status="ok", epoch="e"))
     asked: list[Exchange] = field(default_factory=list)
+    begun: int = 0
+    pending: bool = False
 
     def ask(self, exchange: Exchange) -> Answer | None:
         self.asked.append(exchange)
         return self.answer
 
-    def reconcile(self, **_: Any) -> Reconciled | None:
+    def begin_reconcile(self, **_: Any) -> Future[Reconciled]:
+        self.begun += 1
+        future: Future[Reconciled] = Future()
+        if not self.pending:
+            future.set_result(self.reconciled or Reconciled(status="none", epoch=""))
+        return future
+
+    def finish(self, begun: Future[Reconciled], *, wait_ms: int = 0) -> Reconciled | None:
+        if not begun.done():
+            return None
         return self.reconciled
 
 
@@ -232,13 +244,33 @@ def test_a_ledger_that_lost_its_memory_is_reconciled_before_it_is_asked_again(be
     bench.line.answer = ok(status="recovering")
     cycle.run(NOTHING)
     cycle.run(NOTHING)
-    assert len(bench.line.asked) == 1
-    assert bench.core.inputs[-1].held == ["t:0:1"]
-    bench.clock.advance(IDLE_ASK_MS)
-    assert cycle.look_at_ledger()
+    assert (len(bench.line.asked), bench.line.begun) == (2, 2)
+    assert bench.core.inputs[-1].held == []  # dropped by the ledger
+
+
+def test_a_busy_shard_reconciles_between_batches_and_never_waits_for_it(bench: Bench) -> None:
+    cycle = bench.reconciled()
+    bench.core.candidates = ("t:0:1",)
+    bench.line.answer = ok(status="recovering")
     cycle.run(NOTHING)
+    bench.line.pending = True
+    bench.line.answer = ok()
+    for _ in range(3):
+        cycle.run(MOVED)
+    assert (len(bench.line.asked), bench.line.begun) == (1, 2)
+    assert cycle._agreeing is not None
+    cycle._agreeing.set_result(Reconciled(status="ok", epoch="e"))
+    cycle.run(MOVED)
     assert len(bench.line.asked) == 2
-    assert bench.core.inputs[-1].held == []
+
+
+def test_a_silent_ledger_is_asked_to_reconcile_once_a_second(bench: Bench) -> None:
+    bench.line.reconciled = None
+    cycle = bench.reconciled()
+    for _ in range(10):
+        cycle.run(NOTHING)
+        bench.clock.advance(IDLE_ASK_MS // 5)
+    assert bench.line.begun == 2
 
 
 @pytest.mark.parametrize("answer", [ok(reaped=("t:0:1",)), ok(verdicts={"t:0:1": "gone"})])

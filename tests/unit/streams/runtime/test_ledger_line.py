@@ -66,9 +66,14 @@ def test_a_late_answer_is_none_and_nobody_waits_behind_it(line: LedgerLine, ledg
     other = Exchange(shard=2, owner_epoch=1)
     assert line.ask(other) is None
     ledger.gate.set()
-    assert line.reconcile(shard=2, owner_epoch=1, seen_epoch="", live=()) is not None
+    assert reconciled(line, 2) is not None
     assert ledger.asked == [1]  # the second shard's call was taken back before it began
     assert line.ask(other) is not None
+
+
+def reconciled(line: LedgerLine, shard: int) -> Reconciled | None:
+    begun = line.begin_reconcile(shard=shard, owner_epoch=1, seen_epoch="", live=())
+    return line.finish(begun, wait_ms=10_000)
 
 
 def silent(line: LedgerLine) -> bool:
@@ -82,7 +87,7 @@ def test_an_absent_ledger_is_none_until_it_is_back(ledger: Ledger) -> None:
     assert line.ask(ASK) is None
     assert not silent(line)
     clock.advance(SILENT_MS)
-    assert line.reconcile(shard=1, owner_epoch=1, seen_epoch="", live=()) is None
+    assert reconciled(line, 1) is None
     assert silent(line)
     ledger.away = False
     assert line.ask(ASK) is not None
