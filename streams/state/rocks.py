@@ -100,15 +100,20 @@ class RocksStore:
         bounds = ReadOptions()
         bounds.set_iterate_upper_bound(end)
         items = self._call(self._db.items, from_key=start, read_opt=bounds)
-        scan = self._guarded(items)
+        scan = self._guarded(items, bounds)
         self._scans.add(scan)
         return scan
 
-    def _guarded(self, items: Iterator[tuple[bytes, bytes]]) -> Generator[tuple[bytes, bytes]]:
+    def _guarded(
+        self, items: Iterator[tuple[bytes, bytes]], bounds: ReadOptions
+    ) -> Generator[tuple[bytes, bytes]]:
+        """`bounds` owns the bytes of the upper bound, to which the iterator only points: it must live as long."""
         try:
             yield from items
         except Exception as error:  # noqa: BLE001
             _raise(self._path, error)
+        finally:
+            del items, bounds  # in this order
 
     def write(self, writes: Sequence[Write]) -> None:
         """All or nothing; later writes of a key win."""

@@ -52,6 +52,17 @@ def test_a_scan_includes_its_start_and_excludes_its_end(store: Store) -> None:
     assert rows(store, b"c", b"b") == []
 
 
+def test_a_scan_outlives_its_bounds(store: Store) -> None:
+    """RocksDB's iterator only points at the upper bound: once that memory was used again it ended anywhere."""
+    keys = [b"D%032x" % number for number in range(50)]
+    store.write([(key, b"") for key in keys])
+    for size in (8, 41, 64):
+        scan = store.scan(b"D", b"D".ljust(size, b"\xff"))
+        others = [bytes(length) for length in range(8, 128) for _ in range(20)]
+        assert [key for key, _ in scan] == keys
+        assert others
+
+
 def test_a_scan_shows_the_store_as_of_the_call(store: Store) -> None:
     store.write([(b"a", b"1")])
     before = store.scan(b"", b"z")
