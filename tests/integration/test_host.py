@@ -6,21 +6,25 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from laxity.infra.local import Endpoints
+from laxity.infra.local.redis_server import find_redis_server
 from laxity.infra.provision import provision
 from laxity.producers.publisher import Publisher
 from laxity.schemas import config as configuration
@@ -31,6 +35,7 @@ from laxity.schemas.serde import Codec
 from laxity.schemas.settings import Settings, settings
 from laxity.schemas.timing import SystemClock
 from laxity.streams.ledger.limits import Limits
+from laxity.streams.ledger.protocol import LedgerUnavailable
 from laxity.streams.ledger.redis import RedisLedger
 from laxity.streams.runtime.assembly import Assembly
 from laxity.streams.runtime.codes import PARTITION_EOF
@@ -41,7 +46,8 @@ from laxity.streams.runtime.transactions import DoubtfulError, Transactions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-CONFIG = configuration.parse("[fleets.default]\npartitions = 4\n[types.echo]\nestimate_ms = 10\n")
+CONFIG_TEXT = "[fleets.default]\npartitions = 4\n[types.echo]\nestimate_ms = 10\n"
+CONFIG = configuration.parse(CONFIG_TEXT)
 SHARDS = 4
 CLOCK = SystemClock()
 WAIT_MS = 60_000
@@ -82,6 +88,11 @@ class Process:
             if line.startswith("laxity_shards_running "):
                 return int(float(line.split()[1]))
         return 0
+
+    def lags(self, topic: str) -> list[int]:
+        lines = httpx.get(f"http://127.0.0.1:{self.port()}/metrics", timeout=5).text.splitlines()
+        found = (line for line in lines if line.startswith("laxity_consumer_lag{") and f'.{topic}"' in line)
+        return [int(float(line.split()[-1])) for line in found]
 
     def kill(self) -> None:
         self.popen.kill()
@@ -136,15 +147,17 @@ class World:
         name = self.found.names.full(topic)
         partitions = len(consumer.list_topics(name, timeout=10).topics[name].partitions)
         consumer.assign([TopicPartition(name, p, 0) for p in range(partitions)])
-        found, ended = [], set()
+        found: list[Message] = []
+        ended: set[int | None] = set()
         until = CLOCK.monotonic_ms() + 20_000
         while len(ended) < partitions:
             assert CLOCK.monotonic_ms() < until, f"{topic} cannot be read to its end"
             for message in consumer.consume(1000, 0.2):
-                if message.error() is None:
+                error = message.error()
+                if error is None:
                     found.append(message)
                 else:
-                    assert message.error().code() == PARTITION_EOF
+                    assert error.code() == PARTITION_EOF
                     ended.add(message.partition())
         consumer.close()
         return found
@@ -187,11 +200,11 @@ class World:
 class Answering(threading.Thread):
     """A runner with much credit that reports success for each dispatch, once per dispatch number."""
 
-    def __init__(self, world: World, redis: str) -> None:
+    def __init__(self, world: World, redis_url: str) -> None:
         super().__init__(daemon=True)
         self._world = world
         self._ledger = RedisLedger(
-            redis, limits=Limits.of(CONFIG), shards=SHARDS, prefix=world.found.prefix, timeout_s=2
+            redis_url, limits=Limits.of(CONFIG), shards=SHARDS, prefix=world.found.prefix, timeout_s=2
         )
         self._ending = threading.Event()
 
@@ -205,7 +218,7 @@ class Answering(threading.Thread):
         while not self._ending.is_set():
             if clock.monotonic_ms() >= due:
                 due = clock.monotonic_ms() + 1_000
-                self._ledger.register(runner="r1", fleet="default", partition=0, credit=5_000, ttl_ms=10_000)
+                self._register()
             for message in consumer.consume(500, 0.05):
                 if message.error() is None:
                     order = world.codec.decode(Dispatch, message.value())
@@ -230,29 +243,79 @@ class Answering(threading.Thread):
         consumer.close()
         self._ledger.close()
 
+    def _register(self) -> None:
+        with suppress(LedgerUnavailable):  # a test may have stopped it
+            self._ledger.register(runner="r1", fleet="default", partition=0, credit=5_000, ttl_ms=10_000)
+
     def stop(self) -> None:
         self._ending.set()
         self.join(20)
 
 
+@contextmanager
+def deployed(stack: Endpoints, redis_url: str, folder: Path) -> Iterator[World]:
+    prefix = f"h{uuid.uuid4().hex[:8]}."
+    found = settings(kafka=stack.kafka, registry_url=stack.registry, redis_url=redis_url, prefix=prefix)
+    provision(found, CONFIG, shards=SHARDS)
+    config_file = folder / "laxity.toml"
+    config_file.write_text(CONFIG_TEXT)
+    made = World(found, config_file, folder, open_codec(found), KafkaClients(found, role="test"))
+    runner = Answering(made, redis_url)
+    runner.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+        runner.stop()
+
+
 @pytest.fixture
 def world(stack: Endpoints, tmp_path: Path) -> Iterator[World]:
-    found = settings(
-        kafka=stack.kafka,
-        registry_url=stack.registry,
-        redis_url=stack.redis,
-        prefix=f"h{uuid.uuid4().hex[:8]}.",
-    )
-    provision(found, CONFIG, shards=SHARDS)
-    config_file = tmp_path / "laxity.toml"
-    config_file.write_text("[fleets.default]\npartitions = 4\n[types.echo]\nestimate_ms = 10\n")
-    clients = KafkaClients(found, role="test")
-    made = World(found, config_file, tmp_path, open_codec(found), clients)
-    runner = Answering(made, stack.redis)
-    runner.start()
+    with deployed(stack, stack.redis, tmp_path) as made:
+        yield made
+
+
+@dataclass
+class OwnRedis:
+    """A Redis that this test may break."""
+
+    folder: Path
+    port: int
+    popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def start(self) -> None:
+        command = [str(find_redis_server().path), "--port", str(self.port), "--bind", "127.0.0.1"]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.popen = subprocess.Popen(
+                [*command, "--save", "", "--dir", str(self.folder)], stdout=log, stderr=log
+            )
+        wait_for(self.answers, "Redis answers")
+
+    def kill(self) -> None:
+        if self.popen is not None:
+            self.popen.kill()
+            self.popen.wait(20)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    made = OwnRedis(tmp_path, port)
+    made.start()
     yield made
-    made.stop()
-    runner.stop()
+    made.kill()
 
 
 def test_one_process_runs_everything_and_stops_cleanly(world: World) -> None:
@@ -297,6 +360,28 @@ def test_killed_processes_are_replaced_and_nothing_is_lost_or_doubled(world: Wor
     assert c.popen.poll() is None
 
 
+def test_a_ledger_that_is_flushed_killed_and_empty_again_costs_nothing(
+    stack: Endpoints, own_redis: OwnRedis, tmp_path: Path
+) -> None:
+    with deployed(stack, own_redis.url, tmp_path) as world:
+        process = world.started()
+        world.publish(100)
+        wait_for(lambda: len(world.ended()) > 20, "work begins")
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.flushall()
+        world.publish(100, start=100)
+        world.check(200)
+        own_redis.kill()
+        world.publish(50, start=200)
+        wait_for(lambda: not process.ready(), "it says that the ledger is away")
+        assert "ledger" in httpx.get(f"http://127.0.0.1:{process.port()}/readyz").text
+        wait_for(lambda: sum(process.lags("triggers.normal")) == 0, "intake goes on without it")
+        assert len(world.ended()) == 200
+        own_redis.start()
+        world.check(250)
+        wait_for(process.ready, "ready again")
+
+
 def test_a_survivor_ends_the_transactions_of_a_dead_process_before_their_timeout(world: World) -> None:
     doomed, survivor = world.start(crash="before_commit:25"), world.started()
     wait_for(lambda: survivor.shards() == SHARDS // 2, "half of the shards")
@@ -337,7 +422,7 @@ def test_bytes_that_are_no_trigger_become_a_dead_letter_and_the_next_record_flow
     letters = world.read("dlq.high")
     assert sorted(m.value() or b"" for m in letters) == sorted(poison)
     assert {m.key() for m in letters} == {b"key\xff"}
-    assert all((m.headers() or [])[0] == ("h", b"\xfe") for m in letters)
+    assert all(list(m.headers() or ())[0] == ("h", b"\xfe") for m in letters)  # noqa: RUF015
 
 
 def test_a_stopped_zombie_that_wakes_up_writes_nothing(world: World) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from laxity.infra.local import Endpoints
 from laxity.schemas import kafka_properties as tables
+from laxity.schemas import limits
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.settings import settings
 from laxity.schemas.timing import SystemClock
@@ -105,10 +106,10 @@ def test_an_owner_that_was_fenced_writes_nothing_and_is_told(bench: Bench) -> No
 
 def test_what_cannot_be_written_is_aborted_and_the_next_batch_goes_through(bench: Bench) -> None:
     shard = bench.transactions("s0")
-    too_large = bench.message("state", bytes(tables.limits.RECORD_BYTES_MAX + 1))
+    too_large = bench.message("state", bytes(limits.RECORD_BYTES_MAX + 1))
     with pytest.raises(AbortedError):
         shard.commit([bench.message("state", b"with it"), too_large], (), None)
-    refused_by_broker = bench.message("state", os.urandom(2 * tables.limits.MIB))
+    refused_by_broker = bench.message("state", os.urandom(2 * limits.MIB))
     with pytest.raises(AbortedError):
         shard.commit([bench.message("state", b"with it"), refused_by_broker], (), None)
     assert shard.commit([bench.message("state", b"after")], (), None, (bench.full("state"),))
@@ -171,7 +172,7 @@ def test_topics_that_are_missing_are_named(bench: Bench) -> None:
     assert first != second
     for ask in (cluster.partitions, lambda name: cluster.topic_ids([name])):
         with pytest.raises(ClusterError, match="nowhere"):
-            ask(bench.full("nowhere"))  # type: ignore[operator]
+            ask(bench.full("nowhere"))
 
 
 @dataclass
