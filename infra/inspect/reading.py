@@ -44,6 +44,8 @@ class Reader:
     def __init__(self, clients: KafkaClients, clock: Clock) -> None:
         self._clock = clock
         self._consumer: Consumer = clients.reader("inspect")
+        self._reading = 0  # number of the read that has the consumer; 0: closed, or none yet
+        self._reads = 0
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -55,7 +57,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the consumer."""
+        """Let go of the consumer; a read that was not finished ends."""
+        self._reading = 0
         self._consumer.close()
 
     # where to read
@@ -125,10 +128,12 @@ class Reader:
         self, spans: Sequence[Span], *, patient: bool, for_ms: Millis | None = None
     ) -> Iterator[Message]:
         """Records and ends of partitions as they come."""
+        self._reads += 1
+        mine = self._reading = self._reads
         self._ask(self._consumer.assign, [TopicPartition(s.topic, s.partition, s.start) for s in spans])
         begun_ms = heard_ms = self._clock.monotonic_ms()
         try:
-            while True:
+            while self._reading == mine:
                 messages = self._gather()
                 now_ms = self._clock.monotonic_ms()
                 if not messages and not patient and now_ms - heard_ms > SILENCE_MS_MAX:
@@ -138,7 +143,8 @@ class Reader:
                 if for_ms is not None and now_ms - begun_ms > for_ms:
                     return
         finally:
-            self._consumer.unassign()
+            if self._reading == mine:
+                self._consumer.unassign()
 
     def _gather(self) -> list[Message]:
         """What is there, waiting only for the first."""
