@@ -30,6 +30,8 @@ from laxity.streams.state.store import Write
 HEADS_PER_CYCLE_MAX = 128  # one ledger call of about a millisecond
 EVERYTHING = ""  # the resource of a refusal that concerns all: the ledger is not open yet
 RECOVERING_RETRY_MS_MAX = 250  # it opens when the last shard has reported, of which nobody is told
+_UNFIT = frozenset({Reason.OVER_CAPACITY, Reason.UNKNOWN_RESOURCE})
+"""Only another configuration helps such a task, and that comes with a restart: until then it holds nobody up."""
 KEYED_SAFETY_MS = 5_000  # a wake-up of a keyed slot that was lost is made up for within this
 
 
@@ -146,13 +148,13 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
     by_id = {n.candidate.reservation_id: n for n in cycle.nominations}
     credits_ = admission.credits
     floors = [tier.floor_permille for tier in batch.place.config.tiers]
-    granted: dict[bytes, int] = {}
+    passed: dict[bytes, int] = {}  # lane -> tasks that no longer stand before the others
     for grant in answer.grants:
         nomination = by_id[grant.reservation_id]
         _dispatch(batch, nomination, grant)
         if nomination.lane is not None:
             credits_ = charge(credits_, floors, cycle.eligible, nomination.tier)
-            granted[nomination.lane.id] = granted.get(nomination.lane.id, 0) + 1
+            passed[nomination.lane.id] = passed.get(nomination.lane.id, 0) + 1
     blocked = {name: at for name, at in admission.blocked.items() if at > batch.now_ms}
     refused: set[bytes] = set()
     for refusal in answer.refusals:
@@ -164,24 +166,28 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
         if refusal.resource == EVERYTHING:
             blocked[EVERYTHING] = batch.now_ms + min(max(1, refusal.retry_ms), RECOVERING_RETRY_MS_MAX)
             continue
+        if refusal.reason in _UNFIT:
+            if nomination.lane is not None:
+                passed[nomination.lane.id] = passed.get(nomination.lane.id, 0) + 1
+                cycle.again |= nomination.lane.id in admission.windows
+            continue
         if ":" in refusal.resource:
             cycle.local += _park(batch, nomination, refusal)
             continue
         blocked[refusal.resource] = batch.now_ms + max(1, refusal.retry_ms)
         if nomination.lane is not None:
             refused.add(nomination.lane.id)
-    cycle.again |= (
-        len(cycle.nominations) >= HEADS_PER_CYCLE_MAX
-    )  # lanes that no refusal blocks had no turn yet
-    return Admission(blocked=blocked, windows=_windows(admission, granted, refused), credits=credits_)
+    # Lanes that no refusal blocks may have had no turn yet.
+    cycle.again |= bool(refused) and len(cycle.nominations) >= HEADS_PER_CYCLE_MAX
+    return Admission(blocked=blocked, windows=_windows(admission, passed, refused), credits=credits_)
 
 
-def _windows(admission: Admission, granted: Mapping[bytes, int], refused: set[bytes]) -> dict[bytes, int]:
+def _windows(admission: Admission, passed: Mapping[bytes, int], refused: set[bytes]) -> dict[bytes, int]:
     """A lane that was refused nominates next time about what it got; one that was not, twice as many."""
     windows = dict(admission.windows)
     for lane in refused:
-        windows[lane] = granted.get(lane, 0) + 1
-    for lane in granted.keys() - refused:
+        windows[lane] = passed.get(lane, 0) + 1
+    for lane in passed.keys() - refused:
         if lane in windows:
             windows[lane] *= 2
             if windows[lane] >= HEADS_PER_CYCLE_MAX:

@@ -117,3 +117,13 @@ def test_a_seek_goes_on_where_it_stopped() -> None:
     assert len(starts) <= 2 + 10_000 // (front.FRONT_MAX // 2)
     assert starts == sorted(starts)
     assert len(set(starts)) == len(starts)
+
+
+def test_the_very_key_that_a_reload_begins_at_is_not_seen_twice() -> None:
+    """A task that was parked comes back under the key it had."""
+    store = MemoryStore()
+    store.write([(key(5), b"old"), (key(7), b"")])
+    found = Front(store, PREFIX, key(5))
+    store.write([(key(5), b"new")])
+    found.insert(key(5), b"new")
+    assert list(found) == [(key(5), b"new"), (key(7), b"")]

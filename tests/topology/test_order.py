@@ -149,6 +149,42 @@ def test_a_blocked_resource_is_asked_again_when_it_is_time_or_when_it_wakes() ->
     assert b.live().state == "DISPATCHED"
 
 
+@pytest.mark.parametrize(
+    ("reason", "resource"), [("over_capacity", "browser"), ("unknown_resource", "browser")]
+)
+def test_a_task_that_can_never_be_granted_holds_nobody_up(reason: str, resource: str) -> None:
+    """Its resource shrank, or went, after it was accepted."""
+
+    def say(exchange: Exchange) -> Answer:
+        unfit = [c for c in exchange.candidates if c.demands.get("browser") == 2]
+        rest = [c for c in exchange.candidates if c not in unfit]
+        refusals = [
+            Refusal(reservation_id=c.reservation_id, reason=why, resource=resource, retry_ms=60_000)
+            for why, group in ((reason, unfit), ("slots_full", rest[1:]))
+            for c in group
+        ]
+        return answer(grants=[grant(c) for c in rest[:1]], refusals=refusals)
+
+    b = Bench()
+    big = [b.trigger(f"big{i}", demands={"browser": 2}, deadline_ms=START_MS + i) for i in range(5)]
+    b.step(*big, *(b.trigger(f"small{i}", demands={"browser": 1}) for i in range(20)), say=refuse("browser"))
+    for i in range(20):
+        b.step(woken=("browser",), say=say)
+        b.rest(say)
+        assert sum(b.live(f"small{n}").state == "DISPATCHED" for n in range(20)) >= i, "one with each release"
+    assert all(b.live(f"big{n}").state == "READY" for n in range(5))
+
+
+def test_many_that_can_never_be_granted_do_not_spin() -> None:
+    b = Bench()
+    b.step(
+        *(b.trigger(f"big{i}", demands={"browser": 2}) for i in range(300)),
+        say=refuse("browser", "over_capacity"),
+    )
+    b.rest(refuse("browser", "over_capacity"))
+    assert b.core.next_wakeup() is None
+
+
 def test_a_silent_ledger_is_asked_now_and_then_not_in_a_spin() -> None:
     """Also where a resource was blocked before it fell silent: its time must not stay due."""
     b = Bench()
