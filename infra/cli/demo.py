@@ -135,12 +135,14 @@ def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _tell(document: dict[str, Any], target: Path | None) -> None:
-    from laxity.infra.demo.display import console_for, table_of  # noqa: PLC0415
+    from laxity.infra.demo.display import console_for, tables_of  # noqa: PLC0415
     from laxity.infra.demo.report import faults  # noqa: PLC0415
 
     text = json_module.dumps(document, indent=2) + "\n"
     to_stdout = str(target) == "-"
-    console_for(stderr=to_stdout).print(table_of(document))
+    console = console_for(stderr=to_stdout)
+    for table in tables_of(document, console.width):
+        console.print(table)
     if to_stdout:
         sys.stdout.write(text)
     elif target is not None:

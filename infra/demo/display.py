@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 LINE_EVERY_MS: Final = 5_000  # where there is no terminal to draw on
-WIDTH: Final = 160  # of a table that goes to a file
+WIDTH: Final = 132  # that the whole table needs, and that it gets where it goes to a file
 UNDER_WAY: Final = frozenset({"DISPATCHED", "RUNNING", "UNKNOWN"})
 
 
@@ -111,21 +112,46 @@ def display_for(console: Console, note: Callable[[str], None]) -> Display:
     return TerminalDisplay(console) if console.is_terminal else LineDisplay(note)
 
 
-COLUMNS: Final = ("submitted", "completed", "met", "missed", "expired", "dead", "lost", "doubled")
+COLUMNS: Final = {
+    "tasks": "submitted",
+    "done": "completed",
+    "met": "met",
+    "missed": "missed",
+    "expired": "expired",
+    "dead": "dead",
+    "lost": "lost",
+    "doubled": "doubled",
+    "429s": "responses_429",
+}
+COSTS: Final = ("tokens", "cost", "dispatch ms\np50/p95/p99", "wait ms\np50/p95/p99")
 
 
-def table_of(document: Mapping[str, Any]) -> Table:
-    """A row per tier and the total."""
-    table = Table(title=_title(document), title_justify="left")
+def tables_of(document: Mapping[str, Any], width: int) -> list[Table]:
+    """A row per tier and the total; in two tables where one would not fit."""
+    if width >= WIDTH:
+        return [
+            _table(document, _title(document), (*COLUMNS, *COSTS), lambda of: [*_counts(of), *_costs(of)])
+        ]
+    return [
+        _table(document, _title(document), COLUMNS, _counts),
+        _table(document, "", COSTS, _costs),
+    ]
+
+
+def _table(
+    document: Mapping[str, Any],
+    title: str,
+    columns: Iterable[str],
+    cells: Callable[[Mapping[str, Any]], list[str]],
+) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     table.add_column("tier", no_wrap=True)
-    for name in (*COLUMNS, "429s", "tokens", "cost"):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("dispatch ms", "wait ms"):
-        table.add_column(f"{name}\np50/p95/p99", justify="right", no_wrap=True)
     for tier, figures in document["tiers"].items():
-        table.add_row(tier, *_cells(figures))
+        table.add_row(tier, *cells(figures))
     table.add_section()
-    table.add_row("total", *_cells(document))
+    table.add_row("total", *cells(document))
     return table
 
 
@@ -135,10 +161,13 @@ def _title(document: Mapping[str, Any]) -> str:
     return f"run {document['run']}: speed {document['speed']:g}, load {document['load']:.2f} ({shares})"
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    counts = [str(figures[name]) for name in COLUMNS]
+def _counts(figures: Mapping[str, Any]) -> list[str]:
+    return [str(figures[name]) for name in COLUMNS.values()]
+
+
+def _costs(figures: Mapping[str, Any]) -> list[str]:
     times = [_times(figures[name]) for name in ("dispatch_ms", "wait_ms")]
-    return [*counts, str(figures["responses_429"]), str(figures["tokens"]), f"{figures['cost']:.2f}", *times]
+    return [str(figures["tokens"]), f"{figures['cost']:.2f}", *times]
 
 
 def _times(found: Mapping[str, int | None]) -> str:

@@ -13,7 +13,9 @@ from laxity.schemas.records import Trigger
 HEADER: Final = "laxity-demo"  # on every trigger, with the run's name: only those count
 RESOURCE: Final = "llm"  # of the configuration, and the model's name at the provider
 WAITED_FOR: Final = frozenset({"critical", "high"})  # tiers behind which somebody waits
-FIRM: Final = frozenset({"background"})  # a nightly job that missed its window; the tier with most slack, a tenth of all
+FIRM: Final = frozenset(
+    {"background"}
+)  # a nightly job that missed its window; the tier with most slack, a tenth of all
 MAX_ATTEMPTS: Final = 6  # calls fail 1.5 % of the time: six in a row are no accident
 
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from random import Random  # noqa: TID251
 
 import pytest
+from rich.console import Console
 
 from laxity.infra.demo import configuration
-from laxity.infra.demo.display import LineDisplay, counts_of, table_of
+from laxity.infra.demo.display import COLUMNS, LineDisplay, counts_of, tables_of
 from laxity.infra.demo.generator import Request, assign, generate
 from laxity.infra.demo.ledger_tail import LedgerTail
 from laxity.infra.demo.provider.ledger import LedgerError
@@ -125,6 +127,26 @@ def test_a_row_per_tier_and_the_total() -> None:
         Sent(task_id=str(n), tier=tier, tenant="t", appended_ms=0) for n, tier in enumerate(("high", "low"))
     ]
     about = {"run": "r", "speed": 2.0, "load": 0.8, "load_by": {"slots": 0.8}}
-    table = table_of(document(tell(tasks, [], [], horizon_ms=1), about))
-    assert list(table.columns[0].cells) == ["high", "low", "total"]
-    assert [list(column.cells) for column in table.columns if column.header == "lost"] == [["1", "1", "2"]]
+    found = document(tell(tasks, [], [], horizon_ms=1), about)
+    for width, count in ((200, 1), (80, 2)):
+        tables = tables_of(found, width)
+        assert len(tables) == count
+        for table in tables:
+            assert list(table.columns[0].cells) == ["high", "low", "total"]
+        lost = [list(column.cells) for column in tables[0].columns if column.header == "lost"]
+        assert lost == [["1", "1", "2"]]
+
+
+@pytest.mark.parametrize("width", [80, 132])
+def test_no_figure_is_cut_off(width: int) -> None:
+    figures = dict.fromkeys(COLUMNS.values(), 12345) | {
+        "tokens": 12_345_678, "cost": 12_345.0, "dispatch_ms": dict.fromkeys("abc", 12_345), "wait_ms": dict.fromkeys("abc", 12_345),
+    }  # fmt: skip
+    about = {"run": "r", "speed": 2.0, "load": 0.8, "load_by": {"slots": 0.8}}
+    console = Console(width=width, file=StringIO())
+    for table in tables_of({**figures, **about, "tiers": {"background": figures}}, width):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert text.count("12345/12345/12345") == 4
+    assert "doubled" in text
