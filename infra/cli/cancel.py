@@ -80,10 +80,9 @@ def redrive(
         _carry_out(opened, command, found.seen.partition, tier, wait_ms, json=json)
 
 
-def _carry_out(
-    opened: Session, command: Command, shard: int, tier: str, wait_ms: int, *, json: bool
-) -> None:
+def _carry_out(opened: Session, command: Command, shard: int, tier: str, wait_ms: int, *, json: bool) -> None:
     from laxity.infra.inspect import orders  # noqa: PLC0415
+    from laxity.infra.inspect.text import plain  # noqa: PLC0415
 
     ends = _ends(opened, tier)
     orders.send(opened.clients.producer(), opened.names, opened.codec, command, shard)
@@ -102,7 +101,7 @@ def _carry_out(
     else:
         note(f"{command.kind} of task {command.task_id} sent to shard {shard}" + _told(reply))
     if wait_ms and (reply is None or reply.kind == "refused_command"):
-        why = f"refused: {reply.detail}" if reply else f"nothing came of it within {wait_ms} ms"
+        why = f"refused: {plain(reply.detail)}" if reply else f"nothing came of it within {wait_ms} ms"
         raise CommandError(
             f"{command.kind} of task {command.task_id}", why, f"laxity tasks show {command.task_id[:12]}"
         )

@@ -23,6 +23,8 @@ SinceOption = Annotated[
     str, typer.Option("--since", help="Only what is younger: 10m, 2h, 3d, an ISO instant with zone, or all.")
 ]
 
+ERROR_CHARS_MAX = 1_000  # of an error's part: it may name what others wrote
+
 
 class Session:
     """Settings, clients, codec and lookup of one command."""
@@ -72,13 +74,15 @@ def readable_failures() -> Iterator[None]:
     """As `readable_errors`, for the reading side too."""
     from laxity.infra.inspect.catalogue import UnknownTopicError  # noqa: PLC0415
     from laxity.infra.inspect.errors import InspectError  # noqa: PLC0415
+    from laxity.infra.inspect.text import plain  # noqa: PLC0415
 
     try:
         with readable_errors():
             yield
     except InspectError as error:
         code = ExitCode.USAGE if isinstance(error, UnknownTopicError) else ExitCode.FAILED
-        raise CommandError(error.what, error.why, error.next_step, code) from error
+        what, why = plain(error.what, ERROR_CHARS_MAX), plain(error.why, ERROR_CHARS_MAX)
+        raise CommandError(what, why, error.next_step, code) from error
 
 
 def one_of(text: str, known: Any, option: str) -> str:

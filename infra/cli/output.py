@@ -39,7 +39,7 @@ class CommandError(Exception):
 
 def print_json(document: Any) -> None:
     """The one document of `--json`, on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")  # ASCII: no foreign text may drive a terminal
 
 
 def note(text: str) -> None:
