@@ -10,7 +10,7 @@ ARGS ?=
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep kills lint format types imports docs bench lock lock-check build clean
+.PHONY: help demo test check check-deep kills interop lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -32,6 +32,10 @@ check-deep: $(STAMP) ## also the slow tests, with more seeds
 
 kills: $(STAMP) ## kill -9 every process twice under 5,000 tasks, then replay and restore (about 10 min)
 	PYTHONPATH=tests $(BIN)/python tests/chaos/kills.py $(ARGS)
+
+interop: $(STAMP) ## clients that are not ours read and write every topic (needs Node, npm, a JDK, Maven; about 4 min)
+	@PYTHONPATH=tests $(BIN)/python tests/interop/tools.py
+	$(BIN)/python -m pytest tests/interop/clients.py $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
