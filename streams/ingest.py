@@ -56,9 +56,11 @@ def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool) -> No
     try:
         trigger = batch.place.codec.decode(Trigger, original.value)
     except Undecodable as error:
-        if not reread:
-            batch.write(letters.of_record(batch.place, tier, original, error.reason, error.detail))
-            batch.tell("rejected", "", tier, code=error.reason, detail=_where(original), state=State.DEAD)
+        if reread:
+            batch.tell("duplicate", "", tier, code=error.reason, detail=_where(original))
+            return
+        batch.write(letters.of_record(batch.place, tier, original, error.reason, error.detail))
+        batch.tell("rejected", "", tier, code=error.reason, detail=_where(original), state=State.DEAD)
         return
     arrival = _resolve(trigger, original, tier, reread=reread)
     home = shard_of(arrival.run_id, batch.place.shards)
