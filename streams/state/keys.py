@@ -57,6 +57,11 @@ def change_of(key: bytes, value: bytes | None) -> Change:
     raise ValueError(f"key {key[:8]!r} is of no changelogged table")
 
 
+def table_of(key: bytes) -> str:
+    """Name of the changelogged table that a store key belongs to."""
+    return KEY if key[:1] == _KEY_TABLE else change_of(key, None).table
+
+
 def is_changelogged(key: bytes) -> bool:
     """Whether topic `state` carries the table of this store key."""
     return key[:1] in _TABLES.values()
