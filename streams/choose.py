@@ -52,13 +52,22 @@ def choose(heads: Sequence[Head | None], credits_: Credits, policy: str) -> int 
 
 
 def charge(
-    credits_: Credits, floors_permille: Sequence[int], eligible: Sequence[bool], served: int
+    credits_: Credits,
+    floors_permille: Sequence[int],
+    eligible: Sequence[bool],
+    served: int,
+    *,
+    waiting: Sequence[bool],
 ) -> Credits:
-    """Credits after one dispatch of tier `served`, given which tiers had eligible work."""
+    """Credits after one dispatch of tier `served`.
+
+    `eligible`: tiers that could have gone; `waiting`: tiers with any work. One whose work all waits for something keeps what it has:
+    else a busy resource that frees a place now and then would never serve a low tier.
+    """
     after = []
     for tier, credit in enumerate(credits_):
         if not eligible[tier]:
-            after.append(0)
+            after.append(credit if waiting[tier] else 0)
             continue
         credit += floors_permille[tier] - (WHOLE if tier == served else 0)  # noqa: PLW2901 - the running sum
         after.append(max(-CREDIT_MAX, min(CREDIT_MAX, credit)))

@@ -153,7 +153,8 @@ def conclude(batch: Batch, cycle: Cycle, answer: Answer, admission: Admission) -
         nomination = by_id[grant.reservation_id]
         _dispatch(batch, nomination, grant)
         if nomination.lane is not None:
-            credits_ = charge(credits_, floors, cycle.eligible, nomination.tier)
+            waiting = [count > 0 for count in batch.waiting]
+            credits_ = charge(credits_, floors, cycle.eligible, nomination.tier, waiting=waiting)
             passed[nomination.lane.id] = passed.get(nomination.lane.id, 0) + 1
     blocked = {name: at for name, at in admission.blocked.items() if at > batch.now_ms}
     refused: set[bytes] = set()

@@ -113,7 +113,7 @@ class ReadyTable:
         heaps = [_TierHeads(pending, windows, tier) for tier in range(TIERS)]
         left = {lane.id: window for lane, window in windows}
         eligible = [heap.head(left) is not None for heap in heaps]
-        return eligible, _in_order(heaps, left, credits_, floors, policy)
+        return eligible, _in_order(heaps, left, credits_, floors, policy, waiting=eligible)
 
     def parked(self, keyed: str, most: int) -> list[Write]:
         """Writes that put the `most` most urgent tasks of each tier that wait for a keyed slot back into their lanes: choose() picks."""
@@ -188,6 +188,8 @@ def _in_order(
     credits_: choose.Credits,
     floors: Sequence[int],
     policy: str,
+    *,
+    waiting: Sequence[bool],
 ) -> Iterator[Nominee]:
     while True:
         heads = [heap.head(left) for heap in heaps]
@@ -196,7 +198,8 @@ def _in_order(
             return
         nominee = heaps[tier].pop()
         left[nominee.lane.id] -= 1
-        credits_ = choose.charge(credits_, floors, [head is not None for head in heads], tier)
+        present = [head is not None for head in heads]
+        credits_ = choose.charge(credits_, floors, present, tier, waiting=waiting)
         yield nominee
 
 

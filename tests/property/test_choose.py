@@ -23,7 +23,7 @@ def test_every_floor_holds_over_every_window(floors: list[int], urgency: list[in
         tier = choose(heads, credits_, "edf")
         assert tier is not None
         served[tier] += 1
-        credits_ = charge(credits_, floors, [True] * 5, tier)
+        credits_ = charge(credits_, floors, [True] * 5, tier, waiting=[True] * 5)
         for at in range(5):
             assert served[at] * WHOLE >= floors[at] * n - 5 * WHOLE, f"tier {at} after {n}: {served}"
 
@@ -47,26 +47,29 @@ def test_only_who_is_there_is_chosen(
         assert tier == present.index(True)
 
 
-@given(CREDITS, FLOORS, PRESENT, st.integers(0, 4))
+@given(CREDITS, FLOORS, PRESENT, PRESENT, st.integers(0, 4))
 def test_credit_stays_in_bounds_and_goes_with_the_work(
-    credits_: Credits, floors: list[int], present: list[bool], served: int
+    credits_: Credits, floors: list[int], present: list[bool], waiting: list[bool], served: int
 ) -> None:
-    after = charge(credits_, floors, present, served)
+    after = charge(credits_, floors, present, served, waiting=waiting)
     assert all(-CREDIT_MAX <= credit <= CREDIT_MAX for credit in after)
-    assert all(after[t] == 0 for t in range(5) if not present[t])
+    for tier in range(5):
+        if not present[tier]:
+            assert after[tier] == (credits_[tier] if waiting[tier] else 0)
 
 
 def test_the_share_of_an_idle_tier_is_lent_and_comes_back() -> None:
     floors = (0, 0, 0, 0, 500)
     credits_: Credits = (0,) * 5
     critical, background = (1, 1, b"x"), (9, 1, b"x")
+    alone, both = [True, False, False, False, False], [True, False, False, False, True]
     for _ in range(100):
         assert choose([critical, None, None, None, None], credits_, "edf") == 0
-        credits_ = charge(credits_, floors, [True, False, False, False, False], 0)
+        credits_ = charge(credits_, floors, alone, 0, waiting=alone)
     order = []
     for _ in range(10):
         tier = choose([critical, None, None, None, background], credits_, "edf")
         assert tier is not None
         order.append(tier)
-        credits_ = charge(credits_, floors, [True, False, False, False, True], tier)
+        credits_ = charge(credits_, floors, both, tier, waiting=both)
     assert order.count(4) in {4, 5}, "half of the dispatches, and none for the time when it was idle"

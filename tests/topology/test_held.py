@@ -50,6 +50,22 @@ def test_a_reservation_of_an_ended_task_is_given_back(end: str) -> None:
     assert settles(b.exchange) == {}, "acknowledged: struck off"
 
 
+def test_a_held_reservation_of_hopeless_work_is_given_back() -> None:
+    """Its timer stands behind more timers than one batch fires."""
+    b = Bench("")
+    for n in range(3):
+        b.step(
+            *(b.trigger(f"k{n}-{i}", firm=True, deadline_ms=START_MS + 100) for i in range(100)), say=silent
+        )
+    held = held_of(b)
+    b.now_ms += 101
+    effects = b.step(held=held)
+    assert asked(b.exchange) == []
+    assert not [o for o in effects.outputs if o.topic.startswith("dispatch.")]
+    b.rest()
+    assert sum(b.core.backlog()) == 0
+
+
 def test_a_number_that_was_given_back_is_never_used_again() -> None:
     """A late call under it must find nobody."""
     b = Bench()

@@ -78,10 +78,14 @@ def test_among_waiting_tiers_the_policy_decides_not_the_tier() -> None:
         slot.taken = "somebody"
         b.step(
             b.trigger("urgent", "critical", demands=NEEDS, deadline_ms=START_MS + 9_000),
+            *(
+                b.trigger(f"next{i}", "critical", demands=NEEDS, deadline_ms=START_MS + 9_500)
+                for i in range(4)
+            ),
             b.trigger("late", "low", demands=NEEDS, deadline_ms=START_MS + 8_000),
             say=slot,
         )
-        assert parked(b) == 2
+        assert parked(b) == 6
         slot.taken = ""
         b.step(woken=(KEY,), say=slot)
         assert slot.taken == task_id(first)

@@ -115,6 +115,19 @@ def test_a_tier_that_comes_late_is_not_owed_for_the_time_before() -> None:
     assert served["background"] <= 2
 
 
+def test_a_busy_resource_serves_low_tiers_too_though_others_go_on_beside_it() -> None:
+    """Each release is followed by dispatches of work that does not need it: they must not wipe out what is owed."""
+    b = Bench()
+    for tier in ("critical", "background"):
+        b.step(*(b.trigger(f"{tier}-{i}", tier, demands={"browser": 1}) for i in range(100)), say=silent)
+    b.now_ms += 1_000
+    effects = []
+    for i in range(80):
+        effects.append(b.step(say=one_place, woken=("browser",)))
+        b.step(b.trigger(f"free-{i}"), say=one_place)
+    assert per_tier(effects)["background"] in {3, 4, 5}
+
+
 def test_a_full_resource_blocks_only_those_that_need_it() -> None:
     b = Bench()
     b.step(

@@ -6,6 +6,7 @@ from laxity.streams.choose import CREDIT_MAX, WHOLE, charge, choose
 
 FLOORS = (400, 250, 200, 100, 50)
 NOTHING = (None,) * 5
+ALL = (True,) * 5
 
 
 def heads(**urgency: int) -> list[tuple[int, int, bytes] | None]:
@@ -49,14 +50,20 @@ def test_a_tier_that_is_owed_but_has_nothing_is_passed_over() -> None:
 
 
 def test_each_dispatch_credits_who_could_have_gone_and_charges_who_went() -> None:
-    assert charge((0,) * 5, FLOORS, [True] * 5, 0) == (-600, 250, 200, 100, 50)
+    assert charge((0,) * 5, FLOORS, ALL, 0, waiting=ALL) == (-600, 250, 200, 100, 50)
 
 
 def test_an_idle_tier_keeps_no_credit() -> None:
-    assert charge((7, 7, 7, 7, 7), FLOORS, [True, False, True, False, False], 0) == (-593, 0, 207, 0, 0)
+    some = [True, False, True, False, False]
+    assert charge((7, 7, 7, 7, 7), FLOORS, some, 0, waiting=some) == (-593, 0, 207, 0, 0)
+
+
+def test_a_tier_whose_work_all_waits_for_a_resource_keeps_its_credit_and_earns_none() -> None:
+    some = [True, False, True, False, False]
+    assert charge((7, 7, 7, 7, -7), FLOORS, some, 0, waiting=ALL) == (-593, 7, 207, 7, -7)
 
 
 def test_credit_is_bounded_both_ways() -> None:
     high = (CREDIT_MAX,) * 5
-    assert charge(high, FLOORS, [True] * 5, 0)[1:] == high[1:]
-    assert charge((-CREDIT_MAX,) * 5, FLOORS, [True] * 5, 0)[0] == -CREDIT_MAX
+    assert charge(high, FLOORS, ALL, 0, waiting=ALL)[1:] == high[1:]
+    assert charge((-CREDIT_MAX,) * 5, FLOORS, ALL, 0, waiting=ALL)[0] == -CREDIT_MAX
