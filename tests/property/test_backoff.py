@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.streams.completion import backoff_ms
@@ -10,6 +10,7 @@ from laxity.streams.completion import backoff_ms
 IDS = st.text(alphabet="0123456789abcdef", min_size=32, max_size=32)
 
 
+@settings(deadline=None)
 @given(IDS, st.integers(0, 9), st.integers(1, 100), st.integers(0, 86_400_000), st.integers(0, 86_400_000))
 def test_a_delay_lies_within_the_window(
     task: str, generation: int, attempt: int, base: int, most: int

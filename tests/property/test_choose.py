@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.streams.choose import CREDIT_MAX, WHOLE, Credits, charge, choose
@@ -13,6 +13,7 @@ CREDITS = st.tuples(*[st.integers(-CREDIT_MAX, CREDIT_MAX)] * 5)
 PRESENT = st.lists(st.booleans(), min_size=5, max_size=5)
 
 
+@settings(deadline=None)
 @given(FLOORS, URGENCY)
 def test_every_floor_holds_over_every_window(floors: list[int], urgency: list[int]) -> None:
     """Whatever the deadlines say: in the first n dispatches a tier lacks at most a few of its share."""
@@ -28,6 +29,7 @@ def test_every_floor_holds_over_every_window(floors: list[int], urgency: list[in
             assert served[at] * WHOLE >= floors[at] * n - 5 * WHOLE, f"tier {at} after {n}: {served}"
 
 
+@settings(deadline=None)
 @given(CREDITS, URGENCY, PRESENT, st.sampled_from(["edf", "strict"]))
 def test_only_who_is_there_is_chosen(
     credits_: Credits, urgency: list[int], present: list[bool], policy: str
@@ -47,6 +49,7 @@ def test_only_who_is_there_is_chosen(
         assert tier == present.index(True)
 
 
+@settings(deadline=None)
 @given(CREDITS, FLOORS, PRESENT, PRESENT, st.integers(0, 4))
 def test_credit_stays_in_bounds_and_goes_with_the_work(
     credits_: Credits, floors: list[int], present: list[bool], waiting: list[bool], served: int

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.streams.state import front
@@ -32,6 +32,7 @@ def key(number: int) -> bytes:
     return PREFIX + number.to_bytes(8, "big")
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_a_front_is_the_sorted_map_it_stands_for(steps: list[tuple[str, object]]) -> None:
     with patch.object(front, "FRONT_MAX", SMALL):

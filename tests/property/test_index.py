@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from builders import START_MS, row
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.schemas.records import TaskRow
@@ -39,6 +39,7 @@ def without_lanes(rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {k: v for k, v in rows.items() if k[:1] != keys.LANE}
 
 
+@settings(deadline=None)
 @given(st.lists(MAYBE, min_size=2, max_size=6))
 def test_any_way_leads_to_what_the_last_row_alone_would_give(rows: list[TaskRow | None]) -> None:
     store = MemoryStore()
@@ -52,6 +53,7 @@ def test_any_way_leads_to_what_the_last_row_alone_would_give(rows: list[TaskRow 
     assert wanted.items() <= found.items(), "the lane of a ready task is known"
 
 
+@settings(deadline=None)
 @given(st.lists(MAYBE, min_size=1, max_size=6))
 def test_a_restore_derives_the_same(rows: list[TaskRow | None]) -> None:
     live, cold = MemoryStore(), MemoryStore()
@@ -70,6 +72,7 @@ def test_a_restore_derives_the_same(rows: list[TaskRow | None]) -> None:
     assert without_lanes(cold_rows) == without_lanes(dict(live.scan(b"", end)))
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from(["account:a", "account:ü", "lock:b"]))
 def test_leaving_the_ready_table_leaves_the_keyed_slot_s_queue_too(before: TaskRow, keyed: str) -> None:
     store = MemoryStore()
@@ -81,6 +84,7 @@ def test_leaving_the_ready_table_leaves_the_keyed_slot_s_queue_too(before: TaskR
     assert not list(store.scan(keys.PARKED, keys.PARKED + keys.MAX_KEY))
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_what_is_indexed_where(task: TaskRow) -> None:
     kinds = [k[:1] for k in index.entries("t", task)]
@@ -94,6 +98,7 @@ def test_what_is_indexed_where(task: TaskRow) -> None:
         assert due == urgency.latest_start(task) + 1 >= 1
 
 
+@settings(deadline=None)
 @given(ROWS, ROWS)
 def test_the_ready_order_is_deadline_then_acceptance(a: TaskRow, b: TaskRow) -> None:
     def place(task: TaskRow) -> tuple[Any, ...]:

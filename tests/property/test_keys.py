@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.schemas.limits import KEYS_KEPT_MS
@@ -20,6 +20,7 @@ TIERS = st.integers(0, 4)
 DAY_MS = 86_400_000
 
 
+@settings(deadline=None)
 @given(U64, U64)
 def test_numbers_keep_their_order(a: int, b: int) -> None:
     assert (keys.u64(a) < keys.u64(b)) == (a < b)
@@ -32,6 +33,7 @@ def test_a_number_out_of_range_is_a_bug(number: int) -> None:
         keys.u64(number)
 
 
+@settings(deadline=None)
 @given(st.tuples(LANES, TIERS, U64, U64), st.tuples(LANES, TIERS, U64, U64))
 def test_ready_keys_sort_by_lane_tier_urgency_acceptance(
     a: tuple[bytes, int, int, int], b: tuple[bytes, int, int, int]
@@ -40,6 +42,7 @@ def test_ready_keys_sort_by_lane_tier_urgency_acceptance(
     assert keys.ready_key(*a).startswith(keys.ready_prefix(a[0], a[1]))
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=30), LANES, TIERS, U64, U64)
 def test_a_parked_key_holds_the_ready_key(keyed: str, lane: bytes, tier: int, urgency: int, seq: int) -> None:
     ready = keys.ready_key(lane, tier, urgency, seq)
@@ -49,6 +52,7 @@ def test_a_parked_key_holds_the_ready_key(keyed: str, lane: bytes, tier: int, ur
     assert parked[:1] == keys.PARKED
 
 
+@settings(deadline=None)
 @given(LANES, LANES, TIERS, U64, U64, U64, U64)
 def test_parked_tasks_of_a_tier_sort_by_urgency_whatever_their_lane(
     lane: bytes, other: bytes, tier: int, u1: int, s1: int, u2: int, s2: int
@@ -59,6 +63,7 @@ def test_parked_tasks_of_a_tier_sort_by_urgency_whatever_their_lane(
         assert (a < b) == ((u1, s1) < (u2, s2))
 
 
+@settings(deadline=None)
 @given(U64, U64, st.sampled_from([b"\x01", b"\x02", b"\x03"]), st.text(max_size=20))
 def test_timers_sort_by_their_instant(a: int, b: int, kind: bytes, name: str) -> None:
     first, second = keys.timer_key(a, kind, name), keys.timer_key(b, kind, name)
@@ -66,6 +71,7 @@ def test_timers_sort_by_their_instant(a: int, b: int, kind: bytes, name: str) ->
     assert (first[9:10], first[10:].decode()) == (kind, name)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([keys.TASK, keys.PAYLOAD, keys.SETTLE, keys.SHARD]),
     st.binary(max_size=40),
@@ -96,6 +102,7 @@ def test_a_lane_is_what_is_needed_not_how_much_or_for_whom() -> None:
 ENDED = st.lists(st.tuples(st.integers(0, 40 * DAY_MS), st.sampled_from("abc")), max_size=20)
 
 
+@settings(deadline=None)
 @given(ENDED, st.integers(0, 60 * DAY_MS))
 def test_keys_are_remembered_for_their_time_and_no_longer_however_often_they_are_dropped(
     ended: list[tuple[int, str]], now_ms: int

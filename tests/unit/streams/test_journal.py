@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builders import Bench, answer, outputs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.schemas.records import Journal, ShardRow
@@ -32,6 +32,7 @@ ROW = ShardRow(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(GRANT, max_size=4),
     st.lists(REFUSAL, max_size=4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laxity.schemas.limits import CHECKPOINT_BYTES_MAX, QUANTITY_MAX
@@ -35,6 +35,7 @@ def test_a_sound_report_passes_as_it_is() -> None:
     assert reports.vetted(whole) == (whole, "")
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_what_is_left_the_ledger_takes(used: dict[str, int], usage: dict[str, int]) -> None:
     sound, problem = reports.vetted(outcome(used=used, usage=usage))
@@ -45,6 +46,7 @@ def test_what_is_left_the_ledger_takes(used: dict[str, int], usage: dict[str, in
     assert sound.used.items() <= used.items()
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_sums_stay_within_their_limits(counts: dict[str, int]) -> None:
     sound, _ = reports.vetted(outcome(usage=counts))
