@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ground_for(wish, stack, _say) as ground:
             document, nemesis = _storm(ground, wish, root, options)
             failures = _failures(document, nemesis, options.rounds)
+            figures = ("submitted", "completed", "met", "missed", "expired", "dead", "cancelled", *ZEROES)
+            _say(f"kills: {dict(nemesis.counts())}; " + ", ".join(f"{name} {document[name]}" for name in figures))
             after = aftermath.run(ground, root, _say)
     report = {
         "seed": options.seed,
@@ -59,10 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures += [f"{name}: {check['why']}" for name, check in after.items() if check["why"]]
     for name, check in after.items():
         _say(f"{name}: {'FAILED: ' + check['why'] if check['why'] else 'held'} {check['figures']}")
-    _say(
-        f"kills: {dict(nemesis.counts())}; "
-        + ", ".join(f"{k} {document[k]}" for k in ("submitted", "completed", *ZEROES))
-    )
     for failure in failures:
         _say(f"FAILED: {failure}")
     return 1 if failures else 0
