@@ -74,6 +74,7 @@ def test_a_reservation_that_is_gone_is_a_lapsed_lease() -> None:
     b.dispatched()
     b.step(b.outcome("bounced"), say=verdicts("gone"), end=4)
     assert (b.live().state, b.live().unknown_until, b.live().revoking) == ("UNKNOWN", 4, "")
+    assert b.core.next_wakeup() == b.now_ms, "outcomes may have been read that far already"
     b.step(say=verdicts("gone"), end=4)
     assert b.exchange.revokes == ()
 
@@ -203,6 +204,18 @@ def test_nor_does_a_lapsed_lease_bring_a_cancelled_task_back(*, started: bool) -
     effects = b.step(say=silent)
     assert [e.state for e in events(effects)] == ["CANCELLED"]
     assert b.row() is None
+
+
+def test_a_cancelled_task_with_an_unknown_outcome_is_cancelled_not_parked() -> None:
+    b = Bench()
+    b.running(on_unknown="park")
+    b.step(b.command("cancel"), say=silent)
+    effects = b.step(b.outcome("unknown"), say=silent)
+    assert [e.state for e in events(effects)] == ["CANCELLED"]
+    assert not letters(effects)
+    ended = b.core._tables.ended(task_id(), b.now_ms)
+    assert ended is not None
+    assert ended.unknown
 
 
 def test_an_outcome_before_the_ledger_s_word_still_counts() -> None:
