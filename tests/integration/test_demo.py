@@ -146,7 +146,7 @@ def test_nothing_is_lost_or_doubled_when_runner_and_scheduler_are_killed(here: H
     assert_sound(json.loads(out), 60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_nothing_running(here: Here, number: signal.Signals) -> None:
     process = here.start("demo", *SLOW)
     wait_until(lambda: here.effects() >= 3, RUN_S)
