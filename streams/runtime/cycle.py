@@ -128,7 +128,7 @@ class Cycle:
         # 2. Nominate: pure.
         exchange = core.nominate(batch)
         try:
-            # 3. Ask the ledger, at most 20 ms.
+            # 3. Ask the ledger; wait 20 ms, longer only after late answers.
             answer = self._ask(exchange)
             # 4. Conclude: pure. Lapsed leases need the end of `outcomes`, asked after the answer.
             end = self._outcomes_end(answer, batch)

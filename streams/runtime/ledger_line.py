@@ -19,8 +19,9 @@ from laxity.streams.ledger.protocol import (
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.logs import Event, logger
 
+ANSWER_MS = 20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
 ANSWER_MS_MAX = (
-    20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
+    320  # after late answers, doubled each time: on a crowded machine every answer may take longer than 20 ms
 )
 SILENT_MS = 1_000  # a late answer now and then is load; silence for so long is an outage
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class LedgerLine:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._late: dict[int, Future[Answer]] = {}
+        self._patience_ms: dict[int, Millis] = {}  # per shard
         self._silent_since_ms: Millis | None = None
         self._told = False
         self._log = logger()
@@ -46,8 +48,11 @@ class LedgerLine:
         reach("before_ledger")
         future = self._thread.submit(self._ledger.exchange, exchange)
         self._late[exchange.shard] = future
-        answer = self._wait(future, ANSWER_MS_MAX)
+        patience_ms = self._patience_ms.get(exchange.shard, ANSWER_MS)
+        answer = self._wait(future, patience_ms)
         reach("after_ledger")
+        changed_ms = patience_ms * 2 if answer is None else patience_ms // 2
+        self._patience_ms[exchange.shard] = max(ANSWER_MS, min(changed_ms, ANSWER_MS_MAX))
         return answer
 
     def begin_reconcile(
