@@ -142,7 +142,7 @@ def _facts(shards: int) -> Iterable[Topic]:
         compatibility="FULL_TRANSITIVE",
     )
     yield Topic(
-        name="journal", key="batch; shard", record=records.Journal, partitions=shards, bytes_max=_BATCH_BYTES
+        name="journal", key="shard", record=records.Journal, partitions=shards, bytes_max=_BATCH_BYTES
     )
 
 
