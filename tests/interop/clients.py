@@ -156,7 +156,7 @@ def test_the_documented_ids(world: World, client: str) -> None:
 @CLIENTS
 def test_triggers_by_run_id_land_at_home(world: World, client: str) -> None:
     keyed = [sent for sent in world.load.sent[client] if sent.order.keyed]
-    assert {shard_of(sent.run_id, SHARDS_DEFAULT) for sent in keyed} >= {0, 1} or len(keyed) < 4
+    assert len({sent.partition for sent in keyed}) > 2, "so few shards would prove nothing"
     for sent in keyed:
         assert sent.partition == shard_of(sent.run_id, SHARDS_DEFAULT), sent
         assert not rehomed(world, sent), sent
