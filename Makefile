@@ -33,7 +33,7 @@ check-deep: $(STAMP) ## also the slow tests, with more seeds
 kills: $(STAMP) ## kill -9 every process twice under 5,000 tasks, then replay and restore (about 10 min)
 	PYTHONPATH=tests $(BIN)/python tests/chaos/kills.py $(ARGS)
 
-interop: $(STAMP) ## clients that are not ours read and write every topic (needs Node, npm, a JDK, Maven; about 4 min)
+interop: $(STAMP) ## clients that are not ours read and write every topic (needs Node, npm, a JDK, Maven; 2 to 8 min)
 	@PYTHONPATH=tests $(BIN)/python tests/interop/tools.py
 	$(BIN)/python -m pytest tests/interop/clients.py $(ARGS)
 
