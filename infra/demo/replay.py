@@ -15,10 +15,11 @@ from laxity.schemas.timing import Clock
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """What was sent so far. `late_ms` is how far behind its intended instant a trigger was handed over, at worst."""
+    """What was sent so far, and to what kind of provider. `late_ms` is how far behind its intended instant a trigger was handed over, at worst."""
 
     acknowledged: dict[str, Sent] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    deduplicates: bool = True  # the provider knows a repeated call
     last_deadline_ms: int = 0
     late_ms: int = 0
 
@@ -51,7 +52,8 @@ async def _submit(
     publisher: AsyncPublisher, request: Request, run: str, start_ms: int, progress: Progress
 ) -> None:
     try:
-        done = await publisher.publish(trigger(request, run, start_ms), request.tier, headers(run))
+        made = trigger(request, run, start_ms, deduplicates=progress.deduplicates)
+        done = await publisher.publish(made, request.tier, headers(run))
     except PublishFailed as error:
         progress.failures.append(str(error))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from laxity.infra.demo.display import Display, counts_of
@@ -34,6 +34,7 @@ async def demonstrate(ground: Ground, wish: Wish, run: str, display: Display, cl
         watcher=watcher,
         tail=LedgerTail(ground.ledger),
         begun_ms=clock.monotonic_ms(),
+        progress=Progress(deduplicates=wish.dedupe),
     )
     watcher.start()
     try:
@@ -57,7 +58,7 @@ class _Run:
     watcher: Watcher
     tail: LedgerTail
     begun_ms: int
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress
 
     async def carry_out(self, display: Display) -> None:
         """Until every acknowledged task has ended, or the grace is over."""

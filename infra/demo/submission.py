@@ -24,8 +24,8 @@ def headers(run: str) -> list[tuple[str, bytes]]:
     return [(HEADER, run.encode())]
 
 
-def trigger(request: Request, run: str, start_ms: int) -> Trigger:
-    """`start_ms`: UTC instant of arrival 0, so that the deadline counts from the intended instant, not from when we got round to it."""
+def trigger(request: Request, run: str, start_ms: int, *, deduplicates: bool = True) -> Trigger:
+    """`deduplicates`: whether the provider knows a repeated call; else an unknown outcome is parked, never tried again. `start_ms`: UTC instant of arrival 0, so that the deadline counts from the intended instant, not from when we got round to it."""
     waited_for = request.tier in WAITED_FOR
     prompt = Prompt(
         model=RESOURCE,
@@ -44,6 +44,6 @@ def trigger(request: Request, run: str, start_ms: int) -> Trigger:
         estimate_ms=request.estimate_ms,
         value=request.value,
         demands={RESOURCE: charge(request)},
-        on_unknown="retry" if waited_for else "reconcile",
+        on_unknown="park" if not deduplicates else "retry" if waited_for else "reconcile",
         max_attempts=MAX_ATTEMPTS,
     )

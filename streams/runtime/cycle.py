@@ -127,6 +127,7 @@ class Cycle:
         batch = self._input(taken)
         # 2. Nominate: pure.
         exchange = core.nominate(batch)
+        answer: Answer | None = None
         try:
             # 3. Ask the ledger; wait 20 ms, longer only after late answers.
             answer = self._ask(exchange)
@@ -138,7 +139,8 @@ class Cycle:
             self._carry_out(effects, taken.ranges)
         except TransactionError:
             core.aborted()
-            pending.held |= {candidate.reservation_id for candidate in exchange.candidates}
+            refused = {refusal.reservation_id for refusal in answer.refusals} if answer else set()
+            pending.held |= {candidate.reservation_id for candidate in exchange.candidates} - refused
             raise
         # 7. What was told is told; what is unknown stays held.
         unknown = exchange.candidates if answer is None or answer.status != "ok" else ()

@@ -150,3 +150,8 @@ def test_no_figure_is_cut_off(width: int) -> None:
     assert "…" not in text
     assert text.count("12345/12345/12345") == 4
     assert "doubled" in text
+
+
+def test_a_provider_that_does_not_know_repeats_gets_none() -> None:
+    assert {trigger(r, "one", START, deduplicates=False).on_unknown for r in load()} == {"park"}
+    assert {trigger(r, "one", START).on_unknown for r in load()} == {"retry", "reconcile"}
