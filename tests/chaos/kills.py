@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document, nemesis = _storm(ground, wish, root, options)
             failures = _failures(document, nemesis, options.rounds)
             figures = ("submitted", "completed", "met", "missed", "expired", "dead", "cancelled", *ZEROES)
-            _say(f"kills: {dict(nemesis.counts())}; " + ", ".join(f"{name} {document[name]}" for name in figures))
+            _say(
+                f"kills: {dict(nemesis.counts())}; "
+                + ", ".join(f"{name} {document[name]}" for name in figures)
+            )
             after = aftermath.run(ground, root, _say)
     report = {
         "seed": options.seed,
