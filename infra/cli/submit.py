@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from laxity.infra.cli.connection import ConfigOption, connect, readable_errors
+from laxity.infra.cli.connection import ConfigOption, connect
+from laxity.infra.cli.inspecting import readable_failures
 from laxity.infra.cli.output import CommandError, ExitCode, print_json
 from laxity.infra.cli.stack import DataDirOption, JsonOption
 from laxity.infra.cli.times import duration_ms, instant_ms
@@ -56,7 +57,7 @@ def submit(
     json: JsonOption = False,
 ) -> None:
     """Publish one trigger; print its task id once Kafka has it."""
-    with readable_errors():
+    with readable_failures():
         from laxity.schemas.timing import SystemClock  # noqa: PLC0415
 
         now_ms = SystemClock().now_ms()
@@ -102,7 +103,7 @@ def _publish(
         with Publisher.connect(settings, load(config)) as publisher:
             trigger = trigger_of(type_, body, **fields)
             publisher.prepare(trigger, tier)
-            ends = TaskEnds(settings, tier) if wait_ms else None
+            ends = TaskEnds(settings) if wait_ms else None
             published = publisher.publish(trigger, tier)
     except InvalidTrigger as error:
         raise CommandError(f"not published: {error}", code=ExitCode.USAGE) from error

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -279,59 +280,66 @@ def test_submit_says_what_is_wrong_in_one_line(
     assert shown.err.count("\n") == 1
 
 
-def test_submit_waits_for_the_end(found: Settings) -> None:
-    """The scheduler's part is played here: it tells the end of every trigger that arrives."""
-    clients, codec = KafkaClients(found, role="test"), open_codec(found)
-    events, producer = found.names.full("events.high"), clients.producer()
-    waiting = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "laxity.infra.cli",
-            "submit",
-            "t",
-            "--key",
-            "w1",
-            "--tier",
-            "high",
-            "--wait",
-            "40s",
-            "--json",
-        ],
-        env={
+class Waiting:
+    """`laxity submit t --wait` under way. The scheduler's part is played here: it tells of every trigger that arrives."""
+
+    def __init__(self, found: Settings, key: str, tier: str) -> None:
+        self.task_id = task_id_of("default", run_id_of("default", "", key), key)
+        self._names, self._codec = found.names, open_codec(found)
+        self._producer = KafkaClients(found, role="test").producer()
+        self._arguments = ["submit", "t", "--key", key, "--tier", tier, "--wait", "40s", "--json"]
+        self._environment = {
             "LAXITY_KAFKA": found.kafka,
             "LAXITY_REGISTRY_URL": found.registry_url,
             "LAXITY_PREFIX": found.prefix,
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    task_id = task_id_of("default", run_id_of("default", "", "w1"), "w1")
+        }
 
-    def tell(state: str) -> None:
-        event = TaskEvent(kind="transitions", task_id=task_id, shard=1, batch=1, at_ms=1, state=state)
-        producer.produce(events, partition=1, value=codec.encode(event))
-        producer.flush(10)
+    def tell(self, tier: str, kind: str, state: str = "") -> None:
+        event = TaskEvent(kind=kind, task_id=self.task_id, shard=1, batch=1, at_ms=1, state=state)
+        topic, key = self._names.full(f"events.{tier}"), self.task_id.encode()
+        self._producer.produce(topic, partition=1, key=key, value=self._codec.encode(event))
+        self._producer.flush(10)
 
-    try:
-        document = _until_ended(waiting, tell)
-    finally:
-        waiting.kill()
-        waiting.wait()
-    assert document["task_id"] == task_id
+    def document(self, tell: Callable[[], None]) -> dict[str, Any]:
+        command = [sys.executable, "-m", "laxity.infra.cli", *self._arguments]
+        with subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, text=True) as waiting:
+            try:
+                return _until_ended(waiting, tell)
+            finally:
+                waiting.kill()
+
+
+def test_submit_waits_for_the_end(found: Settings) -> None:
+    waiting = Waiting(found, "w1", "high")
+
+    def tell() -> None:
+        waiting.tell("high", "transitions", "RUNNING")
+        waiting.tell("high", "transitions", "SUCCEEDED")
+
+    document = waiting.document(tell)
+    assert document["task_id"] == waiting.task_id
     assert document["state"] == "SUCCEEDED"
 
 
-def _until_ended(waiting: subprocess.Popen[str], tell: Any) -> dict[str, Any]:
+def test_submit_again_tells_how_the_task_had_ended(found: Settings) -> None:
+    """In the tier that it was accepted in; the repeat came in another, and is told there."""
+    waiting = Waiting(found, "w2", "low")
+    waiting.tell("high", "transitions", "RUNNING")
+    waiting.tell("high", "transitions", "EXPIRED")
+    waiting.tell("high", "conflict")
+    document = waiting.document(lambda: waiting.tell("low", "duplicate"))
+    assert document["state"] == "EXPIRED"
+
+
+def _until_ended(waiting: subprocess.Popen[str], tell: Callable[[], None]) -> dict[str, Any]:
     """Events before the command began to watch are not for it: tell again until it ends."""
     for _ in range(120):
-        tell("RUNNING")
-        tell("SUCCEEDED")
+        tell()
         try:
             out, _ = waiting.communicate(timeout=0.5)
         except subprocess.TimeoutExpired:
             continue
-        assert waiting.returncode == 0
         found: dict[str, Any] = json.loads(out)
+        assert waiting.returncode == (found["state"] != "SUCCEEDED")
         return found
     raise AssertionError("the command did not end")
