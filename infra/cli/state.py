@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laxity.infra.cli.connection import ConfigOption
 from laxity.infra.cli.inspecting import Session, readable_failures, session
 from laxity.infra.cli.output import CommandError, ExitCode, note, print_json, print_table
 from laxity.infra.cli.stack import DataDirOption, JsonOption, stack_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from laxity.infra.inspect.replay import Replayed
+    from laxity.schemas.config import Config
     from laxity.schemas.records import Journal
 
 app = typer.Typer()
@@ -50,21 +50,25 @@ def show_hashes(
 
 
 @state.command(
-    "replay", epilog="Examples: laxity state replay 0 · laxity state replay 3 --config old.toml --json"
+    "replay",
+    epilog="Examples: laxity state replay 0 · laxity state replay 3 --config old.toml --config new.toml --json",
 )
 def replay_shard(
     shard: Annotated[int, typer.Argument(min=0, help="Number of the shard.")],
     *,
-    config: ConfigOption = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(help="Configuration files that the shard had, repeatable. [today's, demonstrations']"),
+    ] = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
     """Decide every batch of the shard's journal again, from its inputs, and compare the effects. Exit code 1 at a difference.
 
-    Reads only; needs the journal from batch 1 on, all inputs, and the configuration that the shard had.
+    Reads only; needs the journal from batch 1 on, all inputs, and every configuration that the shard had.
     """
     with session(data_dir) as opened:
-        done = _replay(opened, shard, config)
+        done = _replay(opened, shard, _configs(config or (), stack_settings(data_dir).data_dir))
     if json:
         print_json(done.document())
     else:
@@ -79,11 +83,19 @@ def replay_shard(
         )
 
 
-def _replay(opened: Session, shard: int, config: Path | None) -> Replayed:
+def _configs(named: Sequence[Path], data_dir: Path) -> list[Config]:
+    """Those that were named, the one that counts now, the packaged one, and those of demonstrations in the data directory."""
+    from laxity.infra.demo.configuration import files_in  # noqa: PLC0415
+    from laxity.schemas.config import load, packaged_text, parse  # noqa: PLC0415
+
+    made = [load(path) for path in (*named, *files_in(data_dir))]
+    return [*made, load(), parse(packaged_text(), "packaged laxity.toml")]
+
+
+def _replay(opened: Session, shard: int, configs: Sequence[Config]) -> Replayed:
     from laxity.infra.inspect.inputs import ShardInputs  # noqa: PLC0415
     from laxity.infra.inspect.reading import Reader  # noqa: PLC0415
     from laxity.infra.inspect.replay import Deployment, replay  # noqa: PLC0415
-    from laxity.schemas.config import load  # noqa: PLC0415
 
     names, counts = opened.names, opened.look.reader.partitions([opened.names.full("journal")])
     shards = counts.get(names.full("journal"), 0)
@@ -91,7 +103,7 @@ def _replay(opened: Session, shard: int, config: Path | None) -> Replayed:
         raise CommandError(f"there is no shard {shard}", f"the deployment has {shards}", code=ExitCode.USAGE)
     place = Deployment(
         shards=shards,
-        config=load(config),
+        configs=configs,
         codec=opened.codec,
         prefix=names.prefix,
         topic_ids=_topic_ids(opened),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Final
 
 from laxity.infra.demo.sizing import Capacity, at_speed_one
 from laxity.infra.demo.submission import RESOURCE
+from laxity.infra.local.data_dir import write_private
 
+CONFIG_FILE: Final = "demo.toml"  # in the data directory
 BACKOFF_MS: Final = 1_000  # at speed 1, as of types that are not configured
 BACKOFF_MS_MAX: Final = 10_000
 
@@ -44,6 +48,21 @@ def text(capacity: Capacity, speed: float) -> str:
         backoff=max(1, round(BACKOFF_MS / speed)),
         backoff_max=max(1, round(BACKOFF_MS_MAX / speed)),
     )
+
+
+def write(data_dir: Path, content: str) -> Path:
+    """Make it the directory's configuration; another one that was there keeps its text, because the journal refers to it."""
+    path = data_dir / CONFIG_FILE
+    if path.exists() and (before := path.read_text("utf-8")) != content:
+        digest = hashlib.sha256(before.encode()).hexdigest()[:12]
+        path.replace(path.with_stem(f"{path.stem}-{digest}"))
+    write_private(path, content)
+    return path
+
+
+def files_in(data_dir: Path) -> list[Path]:
+    """Of all demonstrations that brought their own stack to this data directory."""
+    return sorted(data_dir.glob("demo*.toml"))
 
 
 def model_argument(capacity: Capacity, speed: float) -> str:

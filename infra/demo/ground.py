@@ -16,7 +16,7 @@ from laxity.infra.demo.generator import Request
 from laxity.infra.demo.load import SPEED_DEFAULT, Wish, fitted, requests_of
 from laxity.infra.demo.sizing import Capacity, offered, size
 from laxity.infra.demo.submission import RESOURCE
-from laxity.infra.local.data_dir import DataDir, read_record, write_private
+from laxity.infra.local.data_dir import DataDir, read_record
 from laxity.infra.local.endpoints import Endpoints, supervisor_of
 from laxity.infra.local.errors import ConfigurationError, StackError
 from laxity.infra.local.launch import start_detached, stop
@@ -27,7 +27,6 @@ from laxity.schemas.config import Config, Rate
 from laxity.schemas.settings import Settings
 from laxity.schemas.settings import settings as settings_of
 
-CONFIG_FILE: Final = "demo.toml"  # in the data directory
 NEEDED: Final = frozenset({"provider", "scheduler", "runner"})
 ASK_S: Final = 5.0  # each process answers in milliseconds
 SLOTS_METRIC: Final = "laxity_runner_slots"
@@ -85,8 +84,7 @@ def _planned(
     wanted = size(offered(requests, speed), wish.load_max, speed)
     data = DataDir.at(stack.data_dir)
     data.create()
-    path = data.root / CONFIG_FILE
-    write_private(path, configuration.text(wanted, speed))
+    path = configuration.write(data.root, configuration.text(wanted, speed))
     plan = make_plan(
         stack.model_copy(update={"config": str(path)}),
         provider_args=_provider_arguments(wish, wanted, speed),

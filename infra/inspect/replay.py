@@ -27,13 +27,17 @@ ReadRange = Callable[[InputRange], Sequence[Record]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """What a core is made of besides its stores. `topic_ids`: by name without prefix."""
+    """What a core is made of besides its stores. `configs`: any that it may have had. `topic_ids`: by name without prefix."""
 
     shards: int
-    config: Config
+    configs: Sequence[Config]
     codec: Codec
     prefix: str
     topic_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def config(self, config_id: str) -> Config | None:
+        """The one with this fingerprint."""
+        return next((config for config in self.configs if config.fingerprint() == config_id), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +117,13 @@ def _check(entry: Journal, shard: int, done: int, place: Deployment) -> None:
         missing = f"batches {done + 1} to {entry.batch - 1} are missing"
         why = "the topic keeps 7 days; a replay begins at batch 1" if done == 0 else "the journal has a hole"
         raise InspectError(f"the journal of shard {shard} cannot be replayed: {missing}", why)
-    ours = place.config.fingerprint()
-    if entry.config_id != ours:
+    if place.config(entry.config_id) is None:
+        known = ", ".join(sorted({config.fingerprint()[:12] for config in place.configs}))
         raise InspectError(
             f"batch {entry.batch} of shard {shard} was decided under configuration {entry.config_id[:12]}, "
-            f"this is {ours[:12]}",
+            f"here is {known}",
             "decisions follow from it",
-            "the same command with --config FILE",
+            "the same command with --config FILE, once for each that the shard had",
         )
 
 
@@ -135,20 +139,13 @@ def _complete(moved: InputRange, read: ReadRange) -> Sequence[Record]:
 
 
 class _Core:
-    """The real core over stores in memory, with the host's order of steps."""
+    """The real core over stores in memory, with the host's order of steps. A takeover makes it anew: its owner may have another configuration."""
 
     def __init__(self, shard: int, place: Deployment) -> None:
         self._state, self._keys = MemoryStore(), MemoryStore()
-        self._core = Scheduler(
-            shard=shard,
-            shards=place.shards,
-            config=place.config,
-            codec=place.codec,
-            store=self._state,
-            keys=self._keys,
-            prefix=place.prefix,
-            topic_ids=place.topic_ids,
-        )
+        self._shard, self._place = shard, place
+        self._config = place.configs[0]
+        self._core = self._made(self._config)
 
     def is_takeover(self, entry: Journal) -> bool:
         """A batch that only raises the owner epoch."""
@@ -170,6 +167,7 @@ class _Core:
 
     def _decide(self, entry: Journal, records: Sequence[Record]) -> Effects:
         if self.is_takeover(entry):
+            self._configure(entry.config_id)
             self._core.load()
             return self._core.take_over(entry.now_ms)
         batch = BatchInput(
@@ -183,6 +181,25 @@ class _Core:
         )
         self._core.nominate(batch)
         return self._core.conclude(answer_of(entry), outcomes_end=entry.outcomes_end)
+
+    def _configure(self, config_id: str) -> None:
+        config = self._place.config(config_id)
+        assert config is not None, "checked for every entry"
+        if config != self._config:
+            self._config, self._core = config, self._made(config)
+
+    def _made(self, config: Config) -> Scheduler:
+        place = self._place
+        return Scheduler(
+            shard=self._shard,
+            shards=place.shards,
+            config=config,
+            codec=place.codec,
+            store=self._state,
+            keys=self._keys,
+            prefix=place.prefix,
+            topic_ids=place.topic_ids,
+        )
 
 
 def journal_of(effects: Effects) -> Journal:

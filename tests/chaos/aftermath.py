@@ -15,7 +15,8 @@ from typing import Any
 
 import redis as redis_client
 
-from laxity.infra.demo.ground import CONFIG_FILE, Ground
+from laxity.infra.demo.configuration import CONFIG_FILE
+from laxity.infra.demo.ground import Ground
 from laxity.infra.demo.provider.ledger import read_ledger
 from laxity.infra.inspect.reading import Reader
 from laxity.schemas.contracts import open_codec

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random  # noqa: TID251
 
 import pytest
@@ -188,3 +189,14 @@ def test_what_our_bucket_grants_up_to_five_seconds_late_fits_the_provider(
     model = parse_model(f"llm:{capacity.requests_per_minute}:{capacity.tokens_per_minute}")
     provider = ModelBuckets(model, speed=1.0, now_ms=full - MINUTE_MS)
     assert [provider.admit(at, tokens=tokens // 3) for at in sorted(granted)] == [None] * len(granted)
+
+
+def test_a_configuration_that_another_run_had_is_kept(tmp_path: Path) -> None:
+    for content in ("a = 1\n", "b = 1\n", "b = 1\n", "a = 1\n"):
+        path = configuration.write(tmp_path, content)
+        assert path.read_text() == content
+    assert sorted(file.read_text() for file in configuration.files_in(tmp_path)) == [
+        "a = 1\n",
+        "a = 1\n",
+        "b = 1\n",
+    ]

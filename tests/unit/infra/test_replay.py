@@ -15,6 +15,7 @@ from laxity.schemas.config import Config
 from laxity.schemas.records import Command, Dispatch, InputRange, Journal, Original, Trigger
 from laxity.schemas.serde import Codec
 from laxity.streams.effects import Record
+from laxity.streams.simulator.host import ShardHost, World
 from laxity.streams.simulator.log import Log
 from laxity.streams.state import index, keys
 from laxity.streams.testing import TopologyTestDriver
@@ -38,7 +39,7 @@ def reader(log: Log, change: Callable[[Record], Record | None] = lambda record: 
 
 
 def place(config: Config, shards: int = 1) -> Deployment:
-    return Deployment(shards=shards, config=config, codec=CODEC, prefix="laxity.")
+    return Deployment(shards=shards, configs=[config], codec=CODEC, prefix="laxity.")
 
 
 def redone(driver: TopologyTestDriver, shard: int = 0) -> Replayed:
@@ -193,6 +194,25 @@ def test_another_configuration_is_refused(driver: TopologyTestDriver) -> None:
     with pytest.raises(InspectError, match="was decided under configuration") as refused:
         replay(0, journal(driver.log), reader(driver.log), place(other))
     assert "--config" in refused.value.next_step
+
+
+def test_each_owner_is_replayed_under_its_own_configuration(driver: TopologyTestDriver) -> None:
+    before = driver.config
+    later = builders.config(builders.CONFIG + "\n[tiers.low]\ndeadline_ms = 7_000\n")
+    world = World(log=driver.log, config=later, codec=CODEC, shards=1)
+    driver.shards[0] = ShardHost(world, 0, driver.disks[0], driver.ledger)
+    driver.shards[0].start(driver.clock.now_ms())
+    driver.pipe("low", Trigger(type="work", key="after", payload=b"{}"))
+    driver.work()
+    entries = journal(driver.log)
+    changed = next(entry.batch for entry in entries if entry.config_id == later.fingerprint())
+    for configs in ([before, later], [later, before]):
+        done = replay(0, entries, reader(driver.log), replace(place(before), configs=configs))
+        assert done.difference is None
+        assert done.takeovers == 2
+        assert done.batches == len(entries) > changed > 1
+    with pytest.raises(InspectError, match=f"batch {changed} of shard 0 was decided under configuration"):
+        replay(0, entries, reader(driver.log), place(before))
 
 
 def test_another_shard_is_refused(driver: TopologyTestDriver) -> None:
