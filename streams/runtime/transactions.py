@@ -69,9 +69,14 @@ class Transactions:
         self._clock = clock
         self._producer: Producer | None = None
         self._disturbed = False
+        self._should_stop: Callable[[], bool] = lambda: False
 
-    def fence(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """A new producer; ends whatever transaction the id has open. Raises FencedError, or DoubtfulError if told to stop."""
+    def fence(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """A new producer; ends whatever transaction the id has open. Raises FencedError, or DoubtfulError if told to stop.
+
+        `should_stop` holds for replacements during `commit` too: one that waits for its broker must not outlive the ownership.
+        """
+        self._should_stop = should_stop or self._should_stop
         self.close()
         self._producer = Producer({**self._properties, "error_cb": self._on_error})
         self._disturbed = False
@@ -82,7 +87,7 @@ class Transactions:
                 error = error_of(raised)
                 if error.code() in FENCED:
                     raise FencedError(str(error)) from raised
-                if should_stop() or not error.retriable():
+                if self._should_stop() or not error.retriable():
                     raise DoubtfulError(f"init_transactions: {error}") from raised
             else:
                 return
@@ -101,10 +106,17 @@ class Transactions:
         """One transaction. Returns, for each watched topic that got records, the offset after the last one.
 
         `metadata` is the group metadata of the consumer that is a member; needed with offsets.
+
+        A producer that has to be replaced: the new one fences whoever has the id by now, so the old epoch protects nobody any more.
+        With offsets the group's generation does; without, DoubtfulError, and a start over reads what a successor may have committed.
         """
         if self._producer is None or self._disturbed:
             if self._is_named_by_others():
                 raise FencedError("another living process has the shard")
+            if self._producer is not None and not offsets:
+                raise DoubtfulError(
+                    "the producer has to be replaced, and nothing in this batch would tell a newer owner"
+                )
             self.fence()
         producer = self._producer
         assert producer is not None, "fence() makes one"

@@ -109,9 +109,11 @@ def test_what_cannot_be_written_is_aborted_and_the_next_batch_goes_through(bench
     too_large = bench.message("state", bytes(limits.RECORD_BYTES_MAX + 1))
     with pytest.raises(AbortedError):
         shard.commit([bench.message("state", b"with it"), too_large], (), None)
+    shard.fence()
     refused_by_broker = bench.message("state", os.urandom(2 * limits.MIB))
     with pytest.raises(AbortedError):
         shard.commit([bench.message("state", b"with it"), refused_by_broker], (), None)
+    shard.fence()
     assert shard.commit([bench.message("state", b"after")], (), None, (bench.full("state"),))
     shard.close()
     assert bench.read("state")[0] == [b"after"]
@@ -126,6 +128,7 @@ def test_nobody_fences_while_a_living_process_names_the_shard(bench: Bench) -> N
     with pytest.raises(FencedError, match="another living process"):
         shard.commit([bench.message("state", b"2")], (), None)
     named[0] = False
+    shard.fence()
     shard.commit([bench.message("state", b"3")], (), None)
     shard.close()
 

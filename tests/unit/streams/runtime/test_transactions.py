@@ -1,0 +1,106 @@
+"""When a producer may be replaced under a running owner, and when the owner has to start over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from laxity.schemas.timing import ManualClock
+from laxity.streams.runtime import transactions
+from laxity.streams.runtime.transactions import AbortedError, DoubtfulError, Message, Transactions
+
+OFFSETS = [TopicPartition("control", 0, 7)]
+MESSAGES = [Message("state", 0, b"k", b"v")]
+
+
+@dataclass
+class Broker:
+    """What the fake producers share: how many were initialised, what was committed, and what fails next."""
+
+    inits: int = 0
+    inits_that_wait: int = 0
+    commits: list[int] = field(default_factory=list)
+    refuses_produce: bool = False
+
+    def producer(self, _properties: dict[str, object]) -> FakeProducer:
+        return FakeProducer(self)
+
+
+class FakeProducer:
+    """Counts; raises where it is told to."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def init_transactions(self, _timeout_s: float) -> None:
+        if self._broker.inits_that_wait:
+            self._broker.inits_that_wait -= 1
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no coordinator", retriable=True))
+        self._broker.inits += 1
+
+    def produce(self, *_: Any, **__: Any) -> None:
+        if self._broker.refuses_produce:
+            raise BufferError
+
+    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+
+    def begin_transaction(self) -> None: ...
+
+    def abort_transaction(self, _timeout_s: float) -> None: ...
+
+    def commit_transaction(self, _timeout_s: float) -> None:
+        self._broker.commits.append(self._broker.inits)
+
+    def poll(self, _timeout_s: float) -> None: ...
+
+    def purge(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    made = Broker()
+    monkeypatch.setattr(transactions, "Producer", made.producer)
+    return made
+
+
+def aborted(broker: Broker) -> Transactions:
+    shard = Transactions({}, ManualClock())
+    shard.fence()
+    broker.refuses_produce = True
+    with pytest.raises(AbortedError):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    broker.refuses_produce = False
+    return shard
+
+
+def test_with_offsets_the_group_protects_a_replacement(broker: Broker) -> None:
+    aborted(broker).commit(MESSAGES, OFFSETS, "member")
+    assert broker.commits == [2]
+
+
+def test_without_offsets_a_replacement_could_overwrite_a_newer_owner_so_the_shard_starts_over(
+    broker: Broker,
+) -> None:
+    shard = aborted(broker)
+    with pytest.raises(DoubtfulError, match="newer owner"):
+        shard.commit(MESSAGES, (), None)
+    assert (broker.inits, broker.commits) == (1, [])
+
+
+def test_a_replacement_that_waits_for_its_broker_ends_with_the_ownership(broker: Broker) -> None:
+    stopping: list[bool] = []
+    shard = Transactions({}, ManualClock())
+    shard.fence(lambda: bool(stopping))
+    broker.refuses_produce = True
+    with pytest.raises(AbortedError):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    stopping.append(True)
+    broker.inits_that_wait = 1_000
+    with pytest.raises(DoubtfulError, match="no coordinator"):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    assert broker.inits_that_wait == 999
