@@ -78,6 +78,7 @@ class Host:
     def __init__(self) -> None:
         self._parts: Parts | None = None
         self._shards: dict[int, Shard] = {}
+        self._leaving: list[Shard] = []  # revoked, and not ended in time
         self._joined = False
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
@@ -126,6 +127,8 @@ class Host:
         for number in shards:
             self._log.info(Event.GRANTED, shard=number)
             shard = self._shards[number] = parts.make_shard(number)
+            self._leaving = [old for old in self._leaving if old.is_alive()]
+            shard.follow([old for old in self._leaving if old.shard == number])
             shard.start()
         if len(self._shards) > SHARDS_MAX:
             self._log.warning(Event.SHARDS_MANY, shards=len(self._shards), most=SHARDS_MAX)
@@ -135,6 +138,7 @@ class Host:
         """On the reader's thread: its group waits for us, so the waiting is bounded."""
         gone = [self._shards.pop(number) for number in shards if number in self._shards]
         self._let_go(gone)
+        self._leaving += [shard for shard in gone if shard.is_alive()]
         for shard in gone:
             self._log.info(Event.REVOKED, shard=shard.shard, ended=not shard.is_alive())
         self._assembled().directory.remember(self._shards)

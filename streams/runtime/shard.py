@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
 from dataclasses import dataclass
@@ -103,9 +103,14 @@ class Shard(threading.Thread):
         self._ending = threading.Event()
         self._premises = premises(self._ending.is_set)
         self._inbox = Inbox(shard)
+        self._before: Sequence[threading.Thread] = ()
         self._log = logger(shard=shard)
 
     # from outside
+
+    def follow(self, before: Sequence[threading.Thread]) -> None:
+        """Begin only after these: earlier threads of this shard, which still have its stores, its name and its place at the readers."""
+        self._before = before
 
     def stop(self) -> None:
         """Finish the batch under way, then end."""
@@ -121,6 +126,7 @@ class Shard(threading.Thread):
     def run(self) -> None:
         """One ownership after the other until stopped."""
         try:
+            self._wait_for_those_before()
             while not self._ending.is_set():
                 self._ending.wait(self._one_ownership() / 1000)
         except Exception as error:  # noqa: BLE001 - a bug: the process ends, another one takes the shard
@@ -128,6 +134,12 @@ class Shard(threading.Thread):
         finally:
             self.status = "ended"
             self._premises.meter.gone()
+
+    def _wait_for_those_before(self) -> None:
+        for thread in self._before:
+            self.status = "waiting for its last thread"
+            while thread.is_alive() and not self._ending.is_set():
+                thread.join(ANSWER_POLL_S)
 
     def _one_ownership(self) -> Millis:
         """Until something ends it; returns how long to wait before the next."""

@@ -1,0 +1,113 @@
+"""A shard that comes back to the process while its last thread has not ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from laxity.schemas.timing import ManualClock, SystemClock
+from laxity.streams.runtime import host as host_module
+from laxity.streams.runtime.host import Host
+from laxity.streams.runtime.shard import Shard
+
+WAIT_S = 10
+
+
+class Naming:
+    """A board on which every shard is somebody else's, so that a shard only looks at it."""
+
+    def __init__(self) -> None:
+        self.looked = threading.Event()
+
+    def named_by_others(self) -> frozenset[int]:
+        self.looked.set()
+        return frozenset({0})
+
+    def hold(self, shard: int) -> None:
+        raise AssertionError(shard)
+
+    def drop(self, shard: int) -> None:
+        raise AssertionError(shard)
+
+
+def shard(naming: Naming) -> Shard:
+    around: Any = SimpleNamespace(clock=ManualClock(), naming=naming, failed=None)
+    premises: Any = lambda _: SimpleNamespace(meter=SimpleNamespace(gone=lambda: None))  # noqa: E731
+    return Shard(0, around, premises)
+
+
+def old_thread(until: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=until.wait, args=(WAIT_S,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_shard_begins_only_after_its_last_thread_has_ended() -> None:
+    naming, ended = Naming(), threading.Event()
+    successor = shard(naming)
+    successor.follow([old_thread(ended)])
+    successor.start()
+    assert not naming.looked.wait(0.2)
+    ended.set()
+    assert naming.looked.wait(WAIT_S)
+    successor.stop()
+    successor.join(WAIT_S)
+    assert not successor.is_alive()
+
+
+def test_one_that_is_taken_away_again_does_not_wait_for_it() -> None:
+    naming, ended = Naming(), threading.Event()
+    successor = shard(naming)
+    successor.follow([old_thread(ended)])
+    successor.start()
+    successor.stop()
+    successor.join(WAIT_S)
+    assert not successor.is_alive()
+    assert not naming.looked.is_set()
+    ended.set()
+
+
+class Stuck(threading.Thread):
+    """A shard whose batch does not end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(daemon=True)
+        self.shard = number
+        self.before: list[threading.Thread] = []
+        self.may_end = threading.Event()
+
+    def run(self) -> None:
+        self.may_end.wait(WAIT_S)
+
+    def stop(self) -> None: ...
+
+    def follow(self, before: list[threading.Thread]) -> None:
+        self.before = before
+
+
+def test_the_host_tells_a_new_owner_which_threads_of_the_shard_are_left(monkeypatch: Any) -> None:
+    monkeypatch.setattr(host_module, "LET_GO_S_MAX", 0.0)
+    made: list[Stuck] = []
+
+    def make(number: int) -> Stuck:
+        made.append(Stuck(number))
+        return made[-1]
+
+    host = Host()
+    directory = SimpleNamespace(remember=lambda _: None)
+    host._parts = SimpleNamespace(make_shard=make, directory=directory, clock=SystemClock())  # type: ignore[assignment]
+    granted: Callable[[list[int]], None] = host._granted
+    granted([0, 1])
+    host._revoked([0, 1])
+    granted([0])
+    host._revoked([0])
+    made[0].may_end.set()
+    made[0].join(WAIT_S)
+    granted([0, 1])
+    assert made[2].before == [made[0]]
+    assert made[3].before == [made[2]]
+    assert made[4].before == [made[1]]
+    for thread in made:
+        thread.may_end.set()
