@@ -74,7 +74,7 @@ class Agent(Generic[P, R]):
 
     def _payload_decoder(self, hints: dict[str, Any]) -> Decode:
         if not self.takes_payload:
-            return bytes
+            return decoder_for(bytes)
         parameter = _parameters(self.function)[1]
         try:
             return decoder_for(hints.get(parameter.name, Any))

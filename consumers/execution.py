@@ -143,7 +143,8 @@ class Execution:
         """From the claim to the verdict."""
         dispatch, lease = attempt.dispatch, attempt.lease
         try:
-            arguments = (agent.decode(dispatch.payload),) if agent.takes_payload else ()
+            payload = (dispatch.payload, dispatch.content_type)
+            arguments = (agent.decode(*payload),) if agent.takes_payload else ()
         except PayloadMismatch as error:
             return Verdict(kind="failed", code="poison", message=str(error))
         started = await self._reporter.started(dispatch, while_=self._holds(lease))

@@ -1,7 +1,8 @@
 """Bytes -> typed payload and result -> bytes, by the annotations of an agent.
 
-`bytes` passes untouched, `str` is UTF-8 text, everything else is JSON through pydantic (models, dataclasses, TypedDicts, dicts, lists,
-numbers, Any). A result that does not fit its annotation is no success.
+`bytes` passes untouched; everything else is JSON through pydantic (models, dataclasses, TypedDicts, dicts, lists, numbers, Any). `str` is a
+JSON string where the content type says JSON, and UTF-8 text where it says anything else. A result that does not fit its annotation is no
+success.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ class Result:
     content_type: str = JSON
 
 
-Decode = Callable[[bytes], Any]
+Decode = Callable[[bytes, str], Any]
+"""Of payload and content type."""
+
 Encode = Callable[[Any], Result]
 
 
 def decoder_for(annotation: Any) -> Decode:
     """A function that raises PayloadMismatch. TypeError if no value can be validated against the annotation."""
     if annotation is bytes:
-        return bytes
-    if annotation is str:
-        return _text
+        return _untouched
     adapter = _adapter(annotation)
 
-    def decode(payload: bytes) -> Any:
+    def decode(payload: bytes, content_type: str) -> Any:
+        if annotation is str and not _is_json(content_type):
+            return _text(payload)
         try:
             return adapter.validate_json(payload)
         except ValidationError as error:
@@ -103,6 +106,16 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(annotation)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise TypeError(f"{annotation!r} cannot be validated: {str(error).splitlines()[0]}") from error
+
+
+def _untouched(payload: bytes, content_type: str) -> bytes:  # noqa: ARG001 - the shape of Decode
+    return payload
+
+
+def _is_json(content_type: str) -> bool:
+    """`application/json; charset=utf-8` and `application/problem+json` are too; parameters and case do not count."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == JSON or kind.endswith("+json")
 
 
 def _text(payload: bytes) -> str:

@@ -13,6 +13,7 @@ import pytest
 from laxity.consumers import AgentContext, AgentDefinitionError, agent
 from laxity.consumers.errors import AgentLoadError, RunnerConfigError
 from laxity.consumers.loading import check_against, load_agents, of_fleet
+from laxity.consumers.payloads import JSON
 from laxity.schemas import config as configuration
 
 
@@ -81,7 +82,7 @@ def test_defaults_beyond_the_payload_are_allowed_and_the_function_stays_callable
 
     assert add.takes_payload
     assert add(None, 1) == 3  # type: ignore[arg-type]
-    assert add.decode(b"41") == 41
+    assert add.decode(b"41", JSON) == 41
 
 
 def test_one_reconcile_function_with_the_agents_parameters() -> None:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 from typing_extensions import TypedDict
 
-from laxity.consumers.payloads import ContractBroken, PayloadMismatch, Result, decoder_for, encoder_for
+from laxity.consumers.payloads import (
+    JSON,
+    TEXT,
+    ContractBroken,
+    PayloadMismatch,
+    Result,
+    decoder_for,
+    encoder_for,
+)
 
 
 class Model(BaseModel):
@@ -38,13 +46,13 @@ class Typed(TypedDict):
 
 @pytest.mark.parametrize("annotation", [Model, Plain, Typed, dict[str, int], dict, Any])
 def test_json_goes_both_ways(annotation: Any) -> None:
-    value = decoder_for(annotation)(b'{"n": 3}')
+    value = decoder_for(annotation)(b'{"n": 3}', JSON)
     assert encoder_for(annotation)(value) == Result(data=b'{"n":3}')
 
 
 @given(st.binary())
 def test_bytes_pass_untouched(data: bytes) -> None:
-    assert decoder_for(bytes)(data) == data
+    assert decoder_for(bytes)(data, JSON) == data
     assert encoder_for(bytes)(data).data == data
 
 
@@ -54,22 +62,31 @@ def test_text_is_utf8(text: str) -> None:
         raw = text.encode()
     except UnicodeEncodeError:  # a lone surrogate
         return
-    assert decoder_for(str)(raw) == text
+    assert decoder_for(str)(raw, TEXT) == text
     assert encoder_for(str)(text).data == raw
 
 
-@given(st.binary(max_size=60))
-def test_no_bytes_raise_anything_but_a_mismatch(data: bytes) -> None:
+@pytest.mark.parametrize("content_type", [JSON, "application/JSON; charset=utf-8", "application/geo+json"])
+def test_text_that_came_as_json_is_a_json_string(content_type: str) -> None:
+    decode = decoder_for(str)
+    assert decode('"wörld"'.encode(), content_type) == "wörld"
+    for payload in (b"world", b"7", b'{"a": 1}', b""):
+        with pytest.raises(PayloadMismatch):
+            decode(payload, content_type)
+
+
+@given(st.binary(max_size=60), st.sampled_from([JSON, TEXT, ""]))
+def test_no_bytes_raise_anything_but_a_mismatch(data: bytes, content_type: str) -> None:
     for annotation in (Model, str, dict[str, int], Hostile):
         try:
-            decoder_for(annotation)(data)
+            decoder_for(annotation)(data, content_type)
         except PayloadMismatch:
             continue
 
 
 def test_a_validator_that_raises_is_a_mismatch_too() -> None:
     with pytest.raises(PayloadMismatch, match="RuntimeError: inside a validator"):
-        decoder_for(Hostile)(b'{"n": 1}')
+        decoder_for(Hostile)(b'{"n": 1}', JSON)
 
 
 @pytest.mark.parametrize(
@@ -97,5 +114,5 @@ def test_nothing_is_nothing() -> None:
 
 def test_messages_do_not_repeat_the_payload() -> None:
     with pytest.raises(PayloadMismatch) as caught:
-        decoder_for(Model)(b'{"n": "a secret"}')
+        decoder_for(Model)(b'{"n": "a secret"}', JSON)
     assert "secret" not in str(caught.value)
