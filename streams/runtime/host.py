@@ -110,8 +110,11 @@ class Host:
         ).start()
 
     def _end_transactions(self, process: str, shards: frozenset[int]) -> None:
+        parts = self._assembled()
         for shard in sorted(shards):
-            transactions = self._assembled().make_transactions(shard)
+            if parts.liveness.is_named(shard):
+                continue  # the group has given it to somebody while we waited for the broker
+            transactions = parts.make_transactions(shard)
             try:
                 transactions.fence(self._stopping.is_set)
             except TransactionError as error:

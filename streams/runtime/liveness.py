@@ -94,7 +94,7 @@ class Watch:
         return {name: s.shards for name, s in self._seen.items() if s.watched_ms >= DEAD_AFTER_MS}
 
     def named(self) -> frozenset[int]:
-        """Shards that some other process, not known to be dead, has."""
+        """Shards that some other process, not known to be dead, has, as of the last reading."""
         dead = self.dead()
         living = (seen.shards for name, seen in self._seen.items() if name not in dead)
         return frozenset(shard for shards in living for shard in shards)
@@ -103,6 +103,10 @@ class Watch:
         """Whether this process is the one that rescues: of several survivors only the first by name does."""
         dead = self.dead()
         return all(self._me < name for name in self._seen if name not in dead)
+
+    def is_current(self, now_ms: Millis) -> bool:
+        """Whether the last reading is young enough to say who has what."""
+        return self._last_ms is not None and now_ms - self._last_ms <= DEAD_AFTER_MS
 
     def forget(self, process: str) -> None:
         """Its shards were seen to."""
@@ -144,9 +148,13 @@ class Liveness(threading.Thread):
         self._raise()
 
     def named_by_others(self) -> frozenset[int]:
-        """Shards of other living processes, as of the last reading."""
+        """Shards of other living processes. Where the board has been away for DEAD_AFTER_MS: none, the group alone decides who has what."""
         with self._lock:
-            return self._watch.named()
+            return self._watch.named() if self._watch.is_current(self._clock.monotonic_ms()) else frozenset()
+
+    def is_named(self, shard: int) -> bool:
+        """Whether a living process, this one included, has the shard: nobody else may end its transactions."""
+        return shard in self.named_by_others() or shard in self._shards
 
     def run(self) -> None:
         """Until stopped."""
@@ -170,7 +178,11 @@ class Liveness(threading.Thread):
             return
         with self._lock:
             self._watch.read(fields, self._clock.monotonic_ms())
-            dead = self._watch.dead() if self._watch.first_living() else {}
+            dead = self._watch.dead()
+            if not self._watch.first_living():
+                for process in dead.keys() - fields.keys():
+                    self._watch.forget(process)  # the first one has seen to it, or it left in order
+                return
             orphans = {name: shards - self._watch.named() - self._shards for name, shards in dead.items()}
         for process, shards in orphans.items():
             self._see_to(process, shards)

@@ -139,3 +139,44 @@ def test_where_the_board_is_away_nobody_dies_and_nothing_fails() -> None:
     assert parse(board.fields["b"])[1] == {1}
     mine.stop()
     assert "b" not in board.fields
+
+
+def test_names_on_a_board_that_went_away_keep_nobody_from_a_takeover() -> None:
+    board, clock = Board(), ManualClock()
+    mine = Liveness(me="b", board=board, clock=clock, rescue=lambda *_: None)
+    board.fields = {"a": entry(1, [0])}
+    mine._look()
+    board.away = True
+    clock.advance(DEAD_AFTER_MS)
+    assert mine.named_by_others() == {0}
+    clock.advance(1)
+    assert mine.named_by_others() == frozenset()
+    board.away = False
+    mine._look()
+    assert mine.named_by_others() == {0}
+
+
+def test_one_who_is_not_the_first_forgets_whom_the_first_has_seen_to() -> None:
+    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
+    board.fields = {"z": entry(1, [0])}
+    mine = survivor(board, rescued)
+    for count in range(12):
+        board.put("a", entry(count, [1]))
+        mine._look()
+    assert "z" in mine._watch.dead()
+    board.remove("z")
+    board.put("a", entry(12, [1]))
+    mine._look()
+    assert mine._watch.dead() == {}
+    for _ in range(12):  # the first one dies, too
+        mine._look()
+    assert rescued == [("a", frozenset({1}))]
+
+
+def test_a_shard_is_named_whoever_has_it() -> None:
+    board = Board()
+    mine = Liveness(me="b", board=board, clock=ManualClock(), rescue=lambda *_: None)
+    board.fields = {"a": entry(1, [0])}
+    mine._look()
+    mine.hold(1)
+    assert [mine.is_named(shard) for shard in range(3)] == [True, True, False]

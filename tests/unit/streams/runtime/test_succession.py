@@ -111,3 +111,21 @@ def test_the_host_tells_a_new_owner_which_threads_of_the_shard_are_left(monkeypa
     assert made[4].before == [made[1]]
     for thread in made:
         thread.may_end.set()
+
+
+def test_a_rescue_that_waited_leaves_alone_what_somebody_alive_has_by_now() -> None:
+    fenced: list[int] = []
+    named: set[int] = {1}
+
+    def make_transactions(number: int) -> Any:
+        def fence(_: object) -> None:
+            fenced.append(number)
+            named.add(2)  # while this one took its time
+
+        return SimpleNamespace(fence=fence, close=lambda: None)
+
+    host = Host()
+    liveness = SimpleNamespace(is_named=named.__contains__)
+    host._parts = SimpleNamespace(liveness=liveness, make_transactions=make_transactions)  # type: ignore[assignment]
+    host._end_transactions("dead", frozenset({0, 1, 2, 3}))
+    assert fenced == [0, 3]
