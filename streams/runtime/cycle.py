@@ -30,6 +30,7 @@ RECONCILE_MS_MAX = (
 RECONCILE_EVERY_MS = (
     1_000  # while the ledger is away nothing is admitted; asking more often would not bring it back
 )
+LAPSED_MAX = 1_000  # of one batch: after a long absence a shard may find most of its leases gone, and a transaction has 5 s
 IDLE_ASK_MS = 1_000  # a quiet shard hears of lapsed leases this late
 
 
@@ -160,7 +161,7 @@ class Cycle:
             ranges=taken.ranges,
             now_ms=self._world.clock.now_ms(),
             held=sorted(pending.held),
-            lapsed=tuple(pending.lapsed),
+            lapsed=tuple(pending.lapsed[:LAPSED_MAX]),
             woken=sorted(pending.woken),
             skipped=tuple(pending.skipped),
         )

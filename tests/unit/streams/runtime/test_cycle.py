@@ -15,7 +15,7 @@ from laxity.schemas.timing import ManualClock
 from laxity.streams.effects import BatchInput, Change, Effects
 from laxity.streams.ledger.protocol import Answer, Candidate, Exchange, Live, Reconciled
 from laxity.streams.runtime.cluster import ClusterError
-from laxity.streams.runtime.cycle import IDLE_ASK_MS, Cycle, World
+from laxity.streams.runtime.cycle import IDLE_ASK_MS, LAPSED_MAX, Cycle, World
 from laxity.streams.runtime.inbox import Taken
 from laxity.streams.runtime.meter import Known, ShardMeter
 from laxity.streams.runtime.metrics import Metrics
@@ -369,3 +369,18 @@ def test_a_takeover_that_is_not_committed_leaves_nothing(bench: Bench) -> None:
     bench.transactions.failure = None
     cycle.take_over()
     assert bench.core.log == ["aborted", "applied"]
+
+
+def test_a_mass_of_lapsed_leases_is_told_in_batches_and_none_is_lost_by_an_abort(bench: Bench) -> None:
+    lost = [f"t:0:{n}" for n in range(LAPSED_MAX + 2)]
+    bench.line.reconciled = Reconciled(status="ok", epoch="e", lapsed=tuple(lost))
+    bench.line.answer = ok()
+    cycle = bench.reconciled()
+    bench.transactions.failure = AbortedError("a")
+    with pytest.raises(AbortedError):
+        cycle.run(NOTHING)
+    bench.transactions.failure = None
+    for _ in range(3):
+        cycle.run(NOTHING)
+    told = [list(batch.lapsed) for batch in bench.core.inputs[1:]]
+    assert told == [lost[:LAPSED_MAX], lost[LAPSED_MAX:], []]
