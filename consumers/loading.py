@@ -62,7 +62,7 @@ def _agrees(config: Config, agent: AnyAgent, field: str, declared: str, said: st
     if declared != said:
         raise RunnerConfigError(
             f"agent {agent.type!r} declares {field}={declared!r}, but {config.source or 'the configuration'} "
-            f'says {said!r}: write [types.{agent.type}] {field} = "{declared}"'
+            f'says {said!r}: write [types.{agent.type}] {field} = "{declared}" into your laxity.toml'
         )
 
 

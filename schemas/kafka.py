@@ -38,7 +38,9 @@ class KafkaClients:
         callbacks: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         if not settings.kafka:
-            raise SettingsError("no Kafka address: set LAXITY_KAFKA, or start a stack with `laxity up`")
+            raise SettingsError(
+                "no Kafka address: set LAXITY_KAFKA; `laxity status --env` has that of a local stack"
+            )
         self._names = settings.names
         self._bootstrap = settings.kafka
         self._role = role

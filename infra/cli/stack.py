@@ -1,5 +1,6 @@
 """`laxity up`, `down`, `status`, `stop`, `start`: the local stack."""
 
+import sys
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated, Any
@@ -75,13 +76,22 @@ def down(data_dir: DataDirOption = None) -> None:
 
 
 @app.command()
-def status(data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def status(
+    *,
+    data_dir: DataDirOption = None,
+    json: JsonOption = False,
+    env: Annotated[
+        bool, typer.Option("--env", help="LAXITY_… lines for other programs: env $(laxity status --env) …")
+    ] = False,
+) -> None:
     """Show what runs, where, and since when. Exit code 3 if nothing does."""
     from laxity.infra.local.status import describe  # noqa: PLC0415
 
     running, found = describe(_data(data_dir))
     if json:
         print_json(found)
+    elif running and env:
+        _print_environment(found["endpoints"])
     elif running:
         _print_status(found)
     else:
@@ -96,6 +106,13 @@ def _print_status(found: dict[str, Any]) -> None:
         for row in found["processes"]
     ]
     print_table(("name", "state", "pid", "address", "restarts", "log"), rows)
+
+
+def _print_environment(addresses: dict[str, str | None]) -> None:
+    from laxity.infra.local.endpoints import Endpoints  # noqa: PLC0415
+
+    made = Endpoints(**{name: address or "" for name, address in addresses.items()})
+    sys.stdout.writelines(f"{name}={value}\n" for name, value in made.environment().items())
 
 
 @app.command()

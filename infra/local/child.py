@@ -47,14 +47,14 @@ class Hooks:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log that say something, for an error message."""
+    """The last lines of a log that say something, for an error message; what is repeated, once."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    return " | ".join(line.strip() for line in text.splitlines()[-TAIL_LINES:] if line.strip())
+    return " | ".join(dict.fromkeys(line.strip() for line in text.splitlines()[-TAIL_LINES:] if line.strip()))
 
 
 class Child:

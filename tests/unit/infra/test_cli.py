@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from laxity.infra.cli.output import CommandError, ExitCode, errors_on_one_line, print_table
-from laxity.infra.local.data_dir import DataDir, held
+from laxity.infra.local.data_dir import RECORD_FORMAT, DataDir, held
 from laxity.infra.local.errors import ConfigurationError, NotRunningError, StackError
+from laxity.infra.local.pids import identify
 
 
 def laxity(*arguments: str, data_dir: Path) -> "subprocess.CompletedProcess[str]":
@@ -71,6 +73,27 @@ def test_status_of_nothing(tmp_path: Path) -> None:
     assert set(document["endpoints"]) == {"kafka", "registry", "redis", "provider"}
 
 
+def test_status_names_the_servers_for_other_programs(tmp_path: Path) -> None:
+    here = identify(os.getpid())
+    assert here is not None
+    addresses = {
+        "kafka": "127.0.0.1:1",
+        "registry": "http://127.0.0.1:2/apis",
+        "redis": "redis://:p@127.0.0.1:3/0",
+        "provider": "",
+    }
+    record = {"format": RECORD_FORMAT, "supervisor": asdict(here), "endpoints": addresses}
+    rest = {"ready": True, "processes": [], "provider_ledger": None}
+    DataDir.at(tmp_path).record_file.write_text(json.dumps(record | rest))
+    answer = laxity("status", "--env", data_dir=tmp_path)
+    assert answer.returncode == 0
+    assert dict(line.split("=", 1) for line in answer.stdout.splitlines()) == {
+        "LAXITY_KAFKA": addresses["kafka"],
+        "LAXITY_REGISTRY_URL": addresses["registry"],
+        "LAXITY_REDIS_URL": addresses["redis"],
+    }
+
+
 def test_down_of_nothing_is_no_failure(tmp_path: Path) -> None:
     assert laxity("down", data_dir=tmp_path / "absent").returncode == 0
     assert not (tmp_path / "absent").exists()
@@ -84,6 +107,7 @@ def test_down_of_nothing_is_no_failure(tmp_path: Path) -> None:
         (("up", "--json"), 2, "--detach"),
         (("up", "--no-such-flag"), 2, "No such option"),
         (("stop", "kafka"), 3, "laxity up"),
+        (("status", "--env"), 3, "laxity up"),
         (("kafka", "topics", "--list"), 3, "LAXITY_KAFKA"),
         (("kafka", "topcis"), 2, "tools are"),
     ],
