@@ -100,20 +100,39 @@ class RocksStore:
         bounds = ReadOptions()
         bounds.set_iterate_upper_bound(end)
         items = self._call(self._db.items, from_key=start, read_opt=bounds)
-        scan = self._guarded(items, bounds)
+        scan = self._guarded(items, start, bounds)
         self._scans.add(scan)
         return scan
 
     def _guarded(
-        self, items: Iterator[tuple[bytes, bytes]], bounds: ReadOptions
+        self, items: Iterator[tuple[bytes, bytes]], start: bytes, bounds: ReadOptions
     ) -> Generator[tuple[bytes, bytes]]:
         """`bounds` owns the bytes of the upper bound, to which the iterator only points: it must live as long."""
+        last = start
         try:
-            yield from items
+            for entry in items:
+                yield entry
+                last = entry[0]
+            self._require_end(last, bounds)
+        except StoreError:
+            raise
         except Exception as error:  # noqa: BLE001
             _raise(self._path, error)
         finally:
             del items, bounds  # in this order
+
+    def _require_end(self, last: bytes, bounds: ReadOptions) -> None:
+        """The library's iterator ends alike at the end and at a damaged block; only a cursor of its own tells which it was."""
+        rest = self._db.iter(bounds)
+        try:
+            rest.seek(last)
+            if rest.valid() and rest.key() == last:
+                rest.next()
+            rest.status()
+            if rest.valid():
+                raise StoreError(self._path, "a scan ended before its end")
+        finally:
+            del rest  # a traceback would keep it, and with it the lock
 
     def write(self, writes: Sequence[Write]) -> None:
         """All or nothing; later writes of a key win."""

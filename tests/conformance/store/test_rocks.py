@@ -1,5 +1,6 @@
 """What only the store on disk can get wrong."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,22 @@ def test_a_directory_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> Non
 
 def test_wiping_nothing_is_fine(tmp_path: Path) -> None:
     wipe(tmp_path / "never")
+
+
+def test_a_scan_over_a_damaged_block_is_an_error_not_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = RocksStore(path)
+    store.write([(n.to_bytes(4, "big"), os.urandom(100)) for n in range(1000)])
+    store.close()
+    (table,) = path.glob("*.sst")
+    rotten = bytearray(table.read_bytes())
+    rotten[30_000:30_100] = bytes(100)
+    table.write_bytes(rotten)
+    store = RocksStore(path)
+    assert len(list(store.scan(b"", (100).to_bytes(4, "big")))) == 100
+    with pytest.raises(StoreCorruptError, match="checksum"):
+        list(store.scan(b"", b"\xff"))
+    with pytest.raises(StoreCorruptError, match="checksum"):
+        list(store.scan((280).to_bytes(4, "big"), b"\xff"))
+    store.close()
+    RocksStore(path).close()
