@@ -24,11 +24,12 @@ from laxity.streams.runtime.ownership import Premises, Stopped
 from laxity.streams.runtime.pace import RECORDS_MAX, Pace
 from laxity.streams.runtime.positions import SkipRefused
 from laxity.streams.runtime.sources import OUTCOMES, TRIGGERS
-from laxity.streams.runtime.stores import StateDirectory, Stores
+from laxity.streams.runtime.stores import StateDirectory, Stores, wipe_damaged
 from laxity.streams.runtime.transactions import AbortedError, FencedError, TransactionError, Transactions
-from laxity.streams.state.rocks import StoreError
+from laxity.streams.state.rocks import StoreCorruptError, StoreError
 
 START_OVER_MS = 1_000  # at most once a second
+HELD_MS = 100  # in a planned hand-over the other one's name goes within a reading of the board
 REFUSED_MS = 10_000  # an operator has to act; offsets are looked at again this often
 ABORT_PAUSE_MS = 20  # before the same input is tried again
 WAIT_MS_MAX = 250  # an idle shard looks at the ledger and at its clock this often
@@ -145,7 +146,7 @@ class Shard(threading.Thread):
         """Until something ends it; returns how long to wait before the next."""
         if self._is_named_by_others():
             self.status = "held by another process"
-            return START_OVER_MS
+            return HELD_MS
         transactions = Transactions(
             self._around.producer_properties(self.shard),
             self._clock,
@@ -176,6 +177,8 @@ class Shard(threading.Thread):
 
     def _starts_over(self, error: Exception) -> Millis:
         self.status = "starting over"
+        if isinstance(error, StoreCorruptError):
+            wipe_damaged(error)  # else the same block would end each ownership
         event = Event.FENCED if isinstance(error, FencedError) else Event.STARTS_OVER
         self._log.warning(event, why=str(error), kind=type(error).__name__)
         self._premises.meter.started_over()

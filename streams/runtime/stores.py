@@ -17,7 +17,7 @@ from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.state.changelog import KEYS, STATE
 from laxity.streams.state.keys import drop_expired_keys, key_write, state_write
 from laxity.streams.state.restore import Position, position_writes
-from laxity.streams.state.rocks import RocksStore, StoreCorruptError, wipe
+from laxity.streams.state.rocks import RocksStore, StoreCorruptError, StoreError, wipe
 from laxity.streams.state.store import Store
 
 PROCESSES_MAX = 64  # numbered directories tried under one data directory
@@ -93,8 +93,13 @@ class Stores:
 
     @classmethod
     def open(cls, folder: Path, topic_ids: Mapping[str, str]) -> Stores:
-        """Opened, or made anew where the files are damaged. Raises StoreError (locked, disk full)."""
-        return cls(state=_opened(folder / STATE), keys=_opened(folder / KEYS), topic_ids=topic_ids)
+        """Opened, or made anew where the files are damaged. Raises StoreError (locked, disk full), with neither left open."""
+        state = _opened(folder / STATE)
+        try:
+            return cls(state=state, keys=_opened(folder / KEYS), topic_ids=topic_ids)
+        except StoreError:
+            state.close()
+            raise
 
     def apply(self, effects: Effects, ends: Mapping[str, int], now_ms: Millis) -> None:
         """After the commit: data, derived rows and changelog offsets, each store in one write. `ends`: by changelog, without prefix."""
@@ -117,16 +122,31 @@ class Stores:
 
     def close(self) -> None:
         """Flush and unlock both."""
-        self.state.close()
-        self.keys.close()
+        try:
+            self.state.close()
+        finally:
+            self.keys.close()
 
 
 def _opened(path: Path) -> RocksStore:
     try:
-        store = RocksStore(path)
-        store.get(b"~")
+        return _readable(path)
     except StoreCorruptError as error:
-        logger().warning(Event.WIPED, path=str(path), why=str(error))
-        wipe(path)
-        store = RocksStore(path)
+        wipe_damaged(error)
+        return RocksStore(path)
+
+
+def _readable(path: Path) -> RocksStore:
+    store = RocksStore(path)
+    try:
+        store.get(b"~")
+    except StoreError:
+        store.close()
+        raise
     return store
+
+
+def wipe_damaged(error: StoreCorruptError) -> None:
+    """Throw the damaged store away; it must be closed. Damage may show long after the opening: a block is checked when it is read."""
+    logger().warning(Event.WIPED, path=str(error.path), why=str(error))
+    wipe(error.path)

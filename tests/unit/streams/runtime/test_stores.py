@@ -1,5 +1,6 @@
 """The state directory and the two stores in it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ from laxity.schemas.limits import KEYS_KEPT_MS
 from laxity.schemas.records import KeyRow, ShardRow
 from laxity.schemas.serde import encode_row
 from laxity.streams.effects import Change, Effects
-from laxity.streams.runtime.stores import StateDirectory, StateDirectoryError, Stores
+from laxity.streams.runtime.stores import StateDirectory, StateDirectoryError, Stores, wipe_damaged
 from laxity.streams.state import keys
 from laxity.streams.state.restore import Position, position
-from laxity.streams.state.rocks import StoreLockedError
+from laxity.streams.state.rocks import RocksStore, StoreCorruptError, StoreLockedError
 
 IDS = {"state": "s", "keys": "k"}
 DAY_MS = 86_400_000
@@ -84,3 +85,31 @@ def test_a_damaged_store_is_made_anew_and_its_neighbour_kept(tmp_path: Path) -> 
     with pytest.raises(StoreLockedError):
         Stores.open(tmp_path, IDS)
     stores.close()
+
+
+def test_damage_that_shows_only_when_it_is_read_is_wiped_too(tmp_path: Path) -> None:
+    stores = Stores.open(tmp_path, IDS)
+    rows = [(b"Rx%05d" % n, os.urandom(100)) for n in range(1_000)]
+    stores.state.write(rows)
+    stores.close()
+    (table,) = (tmp_path / "state").glob("*.sst")
+    rotten = bytearray(table.read_bytes())
+    rotten[30_000:30_100] = bytes(100)
+    table.write_bytes(rotten)
+    stores = Stores.open(tmp_path, IDS)
+    with pytest.raises(StoreCorruptError) as found:
+        list(stores.state.scan(b"R", b"S"))
+    stores.close()
+    wipe_damaged(found.value)
+    stores = Stores.open(tmp_path, IDS)
+    assert list(stores.state.scan(b"R", b"S")) == []
+    stores.close()
+
+
+def test_where_one_store_cannot_be_opened_the_other_is_not_left_open(tmp_path: Path) -> None:
+    holder = RocksStore(tmp_path / "keys")
+    with pytest.raises(StoreLockedError):
+        Stores.open(tmp_path, IDS)
+    RocksStore(tmp_path / "state").close()
+    holder.close()
+    Stores.open(tmp_path, IDS).close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from laxity.schemas.timing import ManualClock, SystemClock
 from laxity.streams.runtime import host as host_module
 from laxity.streams.runtime.host import Host
-from laxity.streams.runtime.shard import Shard
+from laxity.streams.runtime.shard import HELD_MS, START_OVER_MS, Shard
+from laxity.streams.state.rocks import StoreCorruptError
 
 WAIT_S = 10
 
@@ -129,3 +131,27 @@ def test_a_rescue_that_waited_leaves_alone_what_somebody_alive_has_by_now() -> N
     host._parts = SimpleNamespace(liveness=liveness, make_transactions=make_transactions)  # type: ignore[assignment]
     host._end_transactions("dead", frozenset({0, 1, 2, 3}))
     assert fenced == [0, 3]
+
+
+def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "000001.sst").write_bytes(b"rotten")
+    dropped: list[int] = []
+    reading = SimpleNamespace(detach=lambda _: [])
+    naming = SimpleNamespace(named_by_others=frozenset, hold=lambda _: None, drop=dropped.append)
+    around: Any = SimpleNamespace(
+        clock=ManualClock(), naming=naming, reading=reading, producer_properties=lambda _: {}
+    )
+    premises: Any = lambda _: SimpleNamespace(meter=SimpleNamespace(started_over=lambda: None))  # noqa: E731
+    found = Shard(0, around, premises)
+
+    def own(_: object) -> None:
+        raise StoreCorruptError(tmp_path, "Corruption: block checksum mismatch")
+
+    found._own = own  # type: ignore[assignment]
+    assert found._one_ownership() == START_OVER_MS
+    assert not tmp_path.exists()
+    assert dropped == [0]
+
+
+def test_a_name_on_the_board_is_looked_at_again_soon() -> None:
+    assert shard(Naming())._one_ownership() == HELD_MS < START_OVER_MS
