@@ -22,7 +22,12 @@ from laxity.consumers.leases import RETRY_MS, CallAnswer, Lease, Sleep, Stop
 from laxity.consumers.slots import Slot
 from laxity.schemas.crashpoints import armed, reach
 from laxity.schemas.identity import effect_key
-from laxity.schemas.limits import CHECKPOINT_BYTES_MAX, QUANTITY_MAX
+from laxity.schemas.limits import (
+    CHECKPOINT_BYTES_MAX,
+    QUANTITY_MAX,
+    RESOURCE_CHARS_MAX,
+    RESOURCE_KEY_BYTES_MAX,
+)
 from laxity.schemas.records import Dispatch
 from laxity.schemas.timing import Clock
 
@@ -30,6 +35,7 @@ T = TypeVar("T")
 
 GRANT_FRESH_MS: Final = 5_000  # a later call would fall into another window of the provider's bucket
 RESOURCES_USED_MAX: Final = 64  # in one attempt's report to the ledger
+UNIT_BYTES_MAX: Final = RESOURCE_CHARS_MAX + len(":") + RESOURCE_KEY_BYTES_MAX  # a resource with its key
 IN_CALL_MS: Final = 10  # an armed crash point in_call: by then the agent's request is on its way
 
 
@@ -207,9 +213,15 @@ class AgentContext:
 
 
 def _add(field_name: str, counts: dict[str, int], **more: int) -> None:
+    """ValueError for what neither the ledger nor a shard would take: the agent hears of it, not the runner."""
     for unit, quantity in counts_of(field_name, more).items():
+        if not 0 < len(unit.encode()) <= UNIT_BYTES_MAX:
+            raise ValueError(f"{field_name}: name {unit[:80]!r}, 1 to {UNIT_BYTES_MAX} bytes")
+        total = counts.get(unit, 0) + quantity
+        if total > QUANTITY_MAX:
+            raise ValueError(f"{field_name}: {unit} would be {total}, limit {QUANTITY_MAX}")
         if quantity:
-            counts[unit] = counts.get(unit, 0) + quantity
+            counts[unit] = total
 
 
 def _take_first(attempt: Attempt, resource: str) -> int | None:

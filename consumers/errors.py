@@ -29,8 +29,10 @@ class Retry(Ending):
 
     def __init__(self, code: str, message: str = "", retry_after_ms: int = 0) -> None:
         super().__init__(message or code)
-        if not code:
-            raise ValueError("Retry: code is empty; name the kind of failure in a word, e.g. 'rate_limited'")
+        if not isinstance(code, str) or not code:
+            raise ValueError(
+                f"Retry: code is {code!r}; name the kind of failure in a word, e.g. 'rate_limited'"
+            )
         if retry_after_ms < 0:
             raise ValueError(f"Retry: retry_after_ms is {retry_after_ms}, at least 0")
         self.code = code
@@ -43,8 +45,8 @@ class Fail(Ending):
 
     def __init__(self, code: str, message: str = "") -> None:
         super().__init__(message or code)
-        if not code:
-            raise ValueError("Fail: code is empty; name the kind of failure in a word, e.g. 'bad_input'")
+        if not isinstance(code, str) or not code:
+            raise ValueError(f"Fail: code is {code!r}; name the kind of failure in a word, e.g. 'bad_input'")
         self.code = code
         self.message = message
 

@@ -57,11 +57,12 @@ class KafkaOutcomes:
         """Durable when it returns."""
         if not 0 <= partition < self._partitions:
             raise NotWritten(f"shard {partition}: there are {self._partitions}", permanent=True)
+        value = self._encoded(outcome)
         future = self._loop.create_future()
         try:
             self._producer.produce(
                 self._topic,
-                value=self._codec.encode(outcome),
+                value=value,
                 key=key,
                 partition=partition,
                 on_delivery=lambda error, _: self._reports.append((future, error)),
@@ -71,6 +72,13 @@ class KafkaOutcomes:
         except KafkaException as error:
             raise self._not_written(error.args[0]) from error
         await future
+
+    def _encoded(self, outcome: Outcome) -> bytes:
+        """What an agent gave may be no value of its field; the work is done, so that is the record's end, not the runner's."""
+        try:
+            return self._codec.encode(outcome)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise NotWritten(f"it is no outcome: {error}", permanent=True) from error
 
     def partitions(self) -> int:
         """How many shards there are: fixed for life."""

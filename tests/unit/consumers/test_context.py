@@ -234,3 +234,34 @@ async def test_what_the_agent_sees(make_world: Any) -> None:
         "task": "task1", "tenant": "acme", "type": "sees", "attempt": 3, "headers": {"a": "b"},
         "left": 60_000, "checkpoint": None, "cancelled": False, "run": "run",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount"),
+    [("", 1), ("x" * 322, 1), ("\ud800", 1), ("llm", 2**53), ("llm", -1), ("llm", 2**70)],
+)
+async def test_a_count_that_nobody_would_take_is_the_agents_error_not_the_runners(
+    make_world: Any, unit: str, amount: int
+) -> None:
+    @agent("calls")
+    async def calls(ctx: AgentContext) -> None:
+        ctx.used(unit, amount)
+
+    world = make_world(calls)
+    await world.carry_out(world.reserve("calls"))
+    assert (world.outcomes.last.kind, world.outcomes.last.retryable) == ("failed", True)
+    assert world.outcomes.last.code in {"ValueError", "UnicodeEncodeError"}
+    assert world.outcomes.last.used == {}
+
+
+async def test_counts_add_up_to_the_limit_and_no_further(make_world: Any) -> None:
+    @agent("calls")
+    async def calls(ctx: AgentContext) -> None:
+        ctx.usage(tokens_in=2**53 - 2)
+        ctx.usage(tokens_in=1)
+        with pytest.raises(ValueError, match="tokens_in would be 9007199254740992, limit 9007199254740991"):
+            ctx.usage(tokens_in=1)
+
+    world = make_world(calls)
+    await world.carry_out(world.reserve("calls"))
+    assert world.outcomes.last.usage == {"tokens_in": 2**53 - 1}
