@@ -64,6 +64,7 @@ class Topic:
             "message.timestamp.type": "LogAppendTime",
             "min.insync.replicas": str(2 if replicas > 2 else 1),
             "unclean.leader.election.enable": "false",  # rather no leader than lost work
+            "retention.bytes": "-1",  # a broker's own limit would drop accepted work that nobody has read yet
             **(_COMPACT if self.cleanup == "compact" else {"retention.ms": str(self.retention_ms)}),
             **self.extra,
         }

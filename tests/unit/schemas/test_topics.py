@@ -61,6 +61,7 @@ def test_settings_that_everything_rests_on(name: str) -> None:
         )
         assert settings["message.timestamp.type"] == "LogAppendTime"
         assert settings["unclean.leader.election.enable"] == "false"
+        assert settings["retention.bytes"] == "-1", "only time ends accepted work"
         assert int(settings["max.message.bytes"]) <= limits.RECORD_BYTES_MAX
         if TOPICS[name].cleanup == "compact":
             assert int(settings["delete.retention.ms"]) >= 7 * DAY_MS
