@@ -102,8 +102,7 @@ class _Provisioning:
         self._settings, self._clock = settings, clock
         self._clients = KafkaClients(settings, role="provision")
         self._admin: AdminClient = self._clients.admin()
-        self._seen, brokers = _seen(self._admin, settings)
-        self._replicas = min(REPLICAS_MAX, brokers)
+        self._seen, self._replicas = _seen(self._admin, settings)
         anchor = self._seen.get(settings.names.full(_ANCHOR))
         self._shards = shards or anchor or SHARDS_DEFAULT
         fleets = {name: fleet.partitions for name, fleet in config.fleets.items()}
@@ -137,9 +136,15 @@ class _Provisioning:
 
 
 def _seen(admin: AdminClient, settings: Settings) -> tuple[dict[str, int], int]:
-    """(partitions by full topic name, number of brokers)."""
+    """(partitions by full topic name, number of copies).
+
+    A deployment that exists keeps its number of copies: the brokers that happen to be up now say nothing of how many copies its topics
+    have, and two in-sync replicas asked of a topic with two copies would stop it with the first broker that is away.
+    """
     try:
         cluster = admin.list_topics(timeout=topics.REQUEST_TIMEOUT_S)
     except KafkaException as error:
         raise ProvisionError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from error
-    return {name: len(topic.partitions) for name, topic in cluster.topics.items()}, len(cluster.brokers)
+    anchor = cluster.topics.get(settings.names.full(_ANCHOR))
+    copies = len(anchor.partitions[0].replicas) if anchor else min(REPLICAS_MAX, len(cluster.brokers))
+    return {name: len(topic.partitions) for name, topic in cluster.topics.items()}, copies
