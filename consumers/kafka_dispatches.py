@@ -40,7 +40,7 @@ class KafkaDispatches:
         return [_received(message) for message in messages if self._is_record(message)]
 
     def log_ends(self, partitions: Sequence[int], wait_ms: int) -> Mapping[int, int]:
-        """By the high watermark: records of transactions that are still open lie below it, too."""
+        """Of what is committed: no runner can have read what lies beyond, so those are orders."""
         ends: dict[int, int] = {}
         for partition in partitions:
             try:
