@@ -32,6 +32,9 @@ START_OVER_MS = 1_000  # at most once a second
 HELD_MS = 100  # in a planned hand-over the other one's name goes within a reading of the board
 REFUSED_MS = 10_000  # an operator has to act; offsets are looked at again this often
 ABORT_PAUSE_MS = 20  # before the same input is tried again
+ABORTS_MAX = (
+    50  # of one input in a row: a rebalance passes in a second, what lasts longer must show as not running
+)
 WAIT_MS_MAX = 250  # an idle shard looks at the ledger and at its clock this often
 ENDS_MS = 1_000  # how long the end of a partition (transaction markers) may stay uncommitted
 RECOMMIT_MS = (
@@ -303,13 +306,15 @@ class _Loop:
             self._stores.drop_expired_keys(self._clock.now_ms())
 
     def _carry_out(self, taken: Taken) -> None:
-        """The same input until it is committed, or the ownership ends."""
-        while True:
+        """The same input until it is committed, or the ownership ends: at the latest by its ABORTS_MAX'th abort."""
+        for left in reversed(range(ABORTS_MAX)):
             try:
                 self._cycle.run(taken)
             except AbortedError as error:
                 self._premises.meter.aborted()
                 self._shard._log.warning(Event.ABORTED, why=str(error))  # noqa: SLF001
+                if not left:
+                    raise
                 if self._ending.wait(ABORT_PAUSE_MS / 1000):
                     raise Stopped from error
             else:

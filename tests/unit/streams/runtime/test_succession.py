@@ -1,4 +1,4 @@
-"""A shard that comes back to the process while its last thread has not ended."""
+"""One ownership after the other: what begins only after what has ended, and what ends one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from laxity.schemas.timing import ManualClock, SystemClock
 from laxity.streams.runtime import host as host_module
+from laxity.streams.runtime import shard as shard_module
 from laxity.streams.runtime.host import Host
-from laxity.streams.runtime.shard import HELD_MS, START_OVER_MS, Shard
+from laxity.streams.runtime.inbox import Taken
+from laxity.streams.runtime.shard import ABORTS_MAX, HELD_MS, START_OVER_MS, Shard
+from laxity.streams.runtime.transactions import AbortedError
 from laxity.streams.state.rocks import StoreCorruptError
 
 WAIT_S = 10
@@ -155,3 +160,38 @@ def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: P
 
 def test_a_name_on_the_board_is_looked_at_again_soon() -> None:
     assert shard(Naming())._one_ownership() == HELD_MS < START_OVER_MS
+
+
+class Cycle:
+    """Aborts so many batches, then commits."""
+
+    def __init__(self, aborts: int) -> None:
+        self.aborts = aborts
+        self.runs = 0
+
+    def run(self, taken: Taken) -> None:
+        assert taken is INPUT
+        self.runs += 1
+        if self.runs <= self.aborts:
+            raise AbortedError("too large")
+
+
+INPUT = Taken(records=(), ranges=())
+
+
+@pytest.mark.parametrize(("aborts", "runs"), [(0, 1), (ABORTS_MAX - 1, ABORTS_MAX), (ABORTS_MAX, ABORTS_MAX)])
+def test_an_input_that_is_aborted_for_ever_ends_the_ownership(
+    monkeypatch: pytest.MonkeyPatch, aborts: int, runs: int
+) -> None:
+    monkeypatch.setattr(shard_module, "ABORT_PAUSE_MS", 0)
+    owner = shard(Naming())
+    told: list[int] = []
+    owner._premises = SimpleNamespace(meter=SimpleNamespace(aborted=lambda: told.append(1)))  # type: ignore[assignment]
+    cycle: Any = Cycle(aborts)
+    loop = shard_module._Loop(owner, cycle, core=None, stores=None)  # type: ignore[arg-type]
+    if aborts < ABORTS_MAX:
+        loop._carry_out(INPUT)
+    else:
+        with pytest.raises(AbortedError):
+            loop._carry_out(INPUT)
+    assert (cycle.runs, len(told)) == (runs, aborts)
