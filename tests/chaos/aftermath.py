@@ -13,19 +13,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import redis as redis_client
+from prometheus_client.parser import text_string_to_metric_families
 
 from laxity.infra.demo.configuration import CONFIG_FILE
 from laxity.infra.demo.ground import Ground
 from laxity.infra.demo.provider.ledger import read_ledger
 from laxity.infra.inspect.reading import Reader
+from laxity.infra.local.data_dir import DataDir, read_record
 from laxity.schemas.contracts import open_codec
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.records import Dispatch, TaskEvent
 from laxity.schemas.timing import SystemClock
 from laxity.schemas.topics import TIERS
+from laxity.streams.lifecycle import TERMINAL
 
 DRAIN_S = 120.0
+RERUN_S = 900.0  # 5,000 tasks under the demonstration's limits
 POLL_S = 0.5
 LEASE_TTL_S = 15.0
 WAITING = 8  # tasks that wait while a state directory is lost
@@ -58,10 +63,10 @@ def reservations(client: redis_client.Redis, prefix: str) -> int:
     return sum(int(client.hlen(key)) for key in keys)
 
 
-def run(ground: Ground, root: Path, say: Say) -> dict[str, Check]:
+def run(ground: Ground, root: Path, say: Say, *, deduplicates: bool) -> dict[str, Check]:
     """Each check with its figures and, where it failed, why."""
-    place = Aftermath(ground, root, say)
-    checks = (place.nothing_reserved, place.replayed, place.reset, place.restored)
+    place = Aftermath(ground, root, say, deduplicates=deduplicates)
+    checks = (place.nothing_reserved, place.replayed, place.reset, place.wiped, place.restored)
     return {check.__name__: _guarded(check) for check in checks}
 
 
@@ -77,8 +82,9 @@ def _guarded(check: Callable[[], tuple[str, dict[str, Any]]]) -> Check:
 class Aftermath:
     """The checks. Each returns why it failed (empty: it held) and its figures."""
 
-    def __init__(self, ground: Ground, root: Path, say: Say) -> None:
+    def __init__(self, ground: Ground, root: Path, say: Say, *, deduplicates: bool) -> None:
         self._ground, self._root, self._say = ground, root, say
+        self._deduplicates = deduplicates
         self._clients = KafkaClients(ground.settings, role="chaos")
         self._codec = open_codec(ground.settings)
         self._group = f"{ground.settings.prefix}scheduler"
@@ -92,6 +98,65 @@ class Aftermath:
                 LEASE_TTL_S * 2 + 5,
             )
         return ("" if left == 0 else f"{left} reservations stand"), {"left": left}
+
+    def wiped(self) -> tuple[str, dict[str, Any]]:
+        """I15: state, Redis and every topic but the triggers and what is kept beside them are gone; the triggers alone make it all run again."""
+        wanted, effects = self._ended(), self._effects()
+        self._laxity("stop", "scheduler")
+        self._laxity("stop", "runner")
+        shutil.rmtree(self._root / "state")
+        with closing(redis_client.Redis.from_url(self._ground.settings.redis_url)) as client:
+            client.flushall()
+        gone = self._drop_topics()
+        self._until(self._applied, lambda done: done, DRAIN_S)
+        self._reset_offsets(self._topic("triggers.normal"))
+        self._laxity("start", "runner")
+        self._laxity("start", "scheduler")
+        ended = self._until(self._ended, lambda found: found >= wanted, RERUN_S)
+        doubled = [task for task, n in self._effects_by_task().items() if n > 1] if self._deduplicates else []
+        figures = {
+            "topics_dropped": gone,
+            "tasks": len(wanted),
+            "ended_again": len(wanted & ended),
+            "new_effects": self._effects() - effects,
+            "doubled": len(doubled),
+        }
+        wrong = [
+            *(["tasks are missing"] if wanted - ended else []),
+            *(["effects are doubled"] if doubled else []),
+        ]
+        return ", ".join(wrong), figures
+
+    def _drop_topics(self) -> int:
+        admin = self._clients.admin()
+        kept = ("triggers.", "schedules", "contracts", "dlq.")
+        names = [
+            n for n in admin.list_topics(timeout=10).topics if n.startswith(self._ground.settings.prefix)
+        ]
+        dropped = [n for n in names if not n.removeprefix(self._ground.settings.prefix).startswith(kept)]
+        for done in admin.delete_topics(dropped, operation_timeout=30).values():
+            done.result()
+        return len(dropped)
+
+    def _applied(self) -> bool:
+        """Whether all topics are there again: a topic that is still being deleted cannot be made."""
+        try:
+            self._laxity("topics", "apply", "--config", str(self._root / CONFIG_FILE))
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def _ended(self) -> set[str]:
+        """Tasks with a terminal event."""
+        events = (
+            self._codec.decode(TaskEvent, m.value())
+            for tier in TIERS
+            for m in self._messages(f"events.{tier}")
+        )
+        return {event.task_id for event in events if event.kind == "transitions" and event.state in TERMINAL}
+
+    def _effects_by_task(self) -> Counter[str]:
+        return Counter(line.task for line in read_ledger(self._ground.ledger) if line.kind == "effect")
 
     def restored(self) -> tuple[str, dict[str, Any]]:
         """I16: a state directory that is lost comes back, table by table; tasks that wait are among the rows."""
@@ -112,6 +177,8 @@ class Aftermath:
         before = self._tables()
         shutil.rmtree(self._root / "state")
         self._laxity("start", "scheduler")
+        running = self._until(self._running, lambda n: n == len(before), DRAIN_S)
+        assert running == len(before), f"{running} of {len(before)} shards run"
         self._laxity("stop", "scheduler")
         after = self._tables()
         self._laxity("start", "scheduler")
@@ -123,6 +190,17 @@ class Aftermath:
             *(["tasks are missing"] if waiting < WAITING else []),
         ]
         return ", ".join(wrong), {"shards": len(before), "rows": rows, "tasks": waiting}
+
+    def _running(self) -> int:
+        """Shards that run, by what the schedulers say of themselves."""
+        record = read_record(DataDir.at(self._root)) or {}
+        pages = (
+            httpx.get(f"{row['http']}/metrics").text
+            for row in record["processes"]
+            if row["role"] == "scheduler"
+        )
+        samples = (s for page in pages for f in text_string_to_metric_families(page) for s in f.samples)
+        return round(sum(s.value for s in samples if s.name == "laxity_shards_running"))
 
     def _tables(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Hashes of the tables of each shard's newest copy, but for the shard's own row: a takeover raises its epoch."""
@@ -152,7 +230,7 @@ class Aftermath:
         """I15: the start again, with Kafka's own tool."""
         effects, told, orders = self._effects(), self._events(), self._count("dispatch.default")
         self._laxity("stop", "scheduler")
-        self._reset_offsets()
+        self._reset_offsets(self._topic("control"))
         lag_high = self._lag()
         fresh = json.loads(
             self._laxity(
@@ -199,11 +277,9 @@ class Aftermath:
         command = [sys.executable, "-m", "laxity.infra.cli", "kafka", "--data-dir", str(self._root), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
-    def _reset_offsets(self) -> None:
+    def _reset_offsets(self, topic: str) -> None:
         words = ("--group", self._group, "--reset-offsets", "--to-earliest", "--all-topics", "--execute")
-        self._until(
-            lambda: self._kafka("consumer-groups", *words), lambda text: self._topic("control") in text, 60
-        )
+        self._until(lambda: self._kafka("consumer-groups", *words), lambda text: topic in text, 60)
 
     def _lag(self) -> int:
         text = self._kafka("consumer-groups", "--group", self._group, "--describe")
