@@ -58,7 +58,9 @@ def replay_shard(
     *,
     config: Annotated[
         list[Path] | None,
-        typer.Option(help="Configuration files that the shard had, repeatable. [today's, demonstrations']"),
+        typer.Option(
+            help="Configuration files that the shard had, repeatable. [today's, the packaged one, demonstrations']"
+        ),
     ] = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
@@ -84,12 +86,14 @@ def replay_shard(
 
 
 def _configs(named: Sequence[Path], data_dir: Path) -> list[Config]:
-    """Those that were named, the one that counts now, the packaged one, and those of demonstrations in the data directory."""
+    """Those that were named; else the one that counts now, the packaged one, and those of demonstrations in the data directory."""
     from laxity.infra.demo.configuration import files_in  # noqa: PLC0415
     from laxity.schemas.config import load, packaged_text, parse  # noqa: PLC0415
 
-    made = [load(path) for path in (*named, *files_in(data_dir))]
-    return [*made, load(), parse(packaged_text(), "packaged laxity.toml")]
+    if named:
+        return [load(path) for path in named]
+    made = [load(path) for path in files_in(data_dir)]
+    return [load(), parse(packaged_text(), "packaged laxity.toml"), *made]
 
 
 def _replay(opened: Session, shard: int, configs: Sequence[Config]) -> Replayed:
