@@ -137,6 +137,10 @@ class Scheduler:
         ]
         return found + settled
 
+    def waits_for(self, resource: str) -> bool:
+        """Whether room at this resource would let something go that was refused. Between batches only."""
+        return resource in self._admission.blocked or (":" in resource and self._ready.is_parked_on(resource))
+
     def next_wakeup(self) -> int | None:
         """When a batch is due without records, in wall ms; at or before now: at once."""
         blocked = self._admission.blocked.values()

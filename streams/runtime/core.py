@@ -52,6 +52,10 @@ class Core(Protocol):
         """Wall clock of the next timer; not after now: run a batch at once."""
         ...
 
+    def waits_for(self, resource: str) -> bool:
+        """Whether room at this resource is news to the shard."""
+        ...
+
     def mark(self, topic: str) -> int:
         """Next offset expected of an input; 0: none applied."""
         ...

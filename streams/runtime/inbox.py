@@ -182,10 +182,10 @@ class Inbox:
             self._changed.notify()
 
     def wait(self, timeout_ms: int, *, more_than: int) -> None:
-        """Until more than `more_than` records wait, a nudge, or the timeout."""
+        """Until more than `more_than` records wait, something is heard, a nudge, or the timeout."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._nudged or bool(self._lost) or self._count() > more_than,
+                lambda: self._nudged or bool(self._lost or self._heard) or self._count() > more_than,
                 max(0, timeout_ms) / 1000,
             )
             self._nudged = False

@@ -271,7 +271,7 @@ class _Loop:
         """Wait for work; True: begin a batch."""
         waiting = self._inbox.waiting()
         pending = self._cycle.pending
-        pending.woken |= self._inbox.heard()
+        pending.woken |= {name for name in self._inbox.heard() if self._core.waits_for(name)}
         now_ms = self._clock.monotonic_ms()
         wake_ms = self._wake_in_ms()
         if waiting or wake_ms <= 0 or pending.woken or pending.lapsed or self._ends_are_old(now_ms):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from builders import START_MS, Bench, answer, asked, driver, grant, refuse, silent, task_id, trigger
 
-from laxity.schemas.records import Dispatch
+from laxity.schemas.records import Dispatch, Trigger
 from laxity.schemas.topics import TIERS
 from laxity.streams.dispatch import KEYED_SAFETY_MS
 from laxity.streams.ledger.protocol import Answer, Exchange, Refusal
 from laxity.streams.state import index, keys
+from laxity.streams.testing import TopologyTestDriver
 
 KEY = "account:acme"
 NEEDS = {KEY: 1}
@@ -156,3 +157,15 @@ def test_ten_thousand_waiters_of_one_key_are_looked_at_once() -> None:
     slot = OneSlot()
     b.step(woken=(KEY,), say=slot)
     assert sum(KEY in c.demands for c in b.exchange.candidates) == 2
+
+
+def test_a_shard_says_what_it_waits_for() -> None:
+    world = TopologyTestDriver(slots=1)
+    for key in ("one", "two"):
+        world.pipe("normal", Trigger(type="x", key=key, demands={"account:acme": 1}))
+    core = world.shards[0].core
+    assert core.waits_for("fleet.default") or core.waits_for("account:acme")
+    assert not core.waits_for("llm")
+    assert not core.waits_for("account:other")
+    world.work()
+    assert not core.waits_for("account:acme")
