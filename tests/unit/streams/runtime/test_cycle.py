@@ -79,6 +79,9 @@ class FakeCore:
     def aborted(self) -> None:
         self.log.append("aborted")
 
+    def waits_for(self, resource: str) -> bool:
+        return False
+
     def next_wakeup(self) -> int | None:
         return None
 
