@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from laxity.schemas.identity import effect_key, reservation_id
 from laxity.schemas.records import Dispatch, Outcome
 from laxity.schemas.timing import Clock
+from laxity.streams.ledger.limits import LEASE_TTL_MS
 from laxity.streams.ledger.protocol import LedgerUnavailable, RunnerLedger
 from laxity.streams.simulator.host import World, never
 
 RUNNER_STEPS = ("before_claim", "after_claim", "before_call", "after_call", "after_result", "before_commit")
 REGISTRATION_TTL_MS = 3_000
+SELF_FENCE_MS = LEASE_TTL_MS - 3_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class _Running:
     name: str
     dispatch: Dispatch
     go_on: Callable[[_Running], None]
+    held_until_ms: int  # by the runner's own clock: a margin before the lease's end
     verdict: tuple[str, str, bool] = ("", "", False)
 
 
@@ -117,7 +120,10 @@ class SimRunner:
             self._report(dispatch, "bounced", code="not_claimed")
             return
         self._reach("after_claim")
-        self._running.append(_Running(name=name, dispatch=dispatch, go_on=self._report_start))
+        until_ms = self._clock.now_ms() + SELF_FENCE_MS
+        self._running.append(
+            _Running(name=name, dispatch=dispatch, go_on=self._report_start, held_until_ms=until_ms)
+        )
 
     def _step(self) -> bool:
         """One step of each running task: the clock may move between any two."""
@@ -137,7 +143,9 @@ class SimRunner:
         self._then(task, self._perform)
 
     def _perform(self, task: _Running) -> None:
-        """The fence is checked right before the call."""
+        """The fence is checked right before the call; a runner that slept through its lease asks no more."""
+        if self._clock.now_ms() >= task.held_until_ms:
+            return
         order = self._ledger.renew(runner=self.name, reservation_ids=[task.name])[task.name]
         if order != "ok":
             return

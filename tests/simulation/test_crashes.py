@@ -20,8 +20,10 @@ def run(seed: int) -> Deployment:
     deployment = Deployment(seed)
     for _ in range(STEPS_PER_SEED):
         deployment.step()
+        oracle.check_now(deployment)
     deployment.heal()
     oracle.check(deployment)
+    oracle.check_replay(deployment)
     return deployment
 
 

@@ -78,6 +78,7 @@ class Deployment:
         self.published = 0
         self.keys: list[str] = []
         self.resets = 0
+        self.crashed: set[int] = set()  # shards whose stores are as a crash left them
         self.calm = False
         self.ledger.listen(self._woken)
 
@@ -152,6 +153,7 @@ class Deployment:
                 shard.run(self.clock.now_ms(), most=self.random.choice([1, 3, 500]), late=late)
         except (Crash, FencedError):
             self.shards[index] = None
+            self.crashed.add(index)
 
     def tick(self, index: int) -> None:
         try:
@@ -221,6 +223,15 @@ class Deployment:
             self.log.committed[topic, index] = self.random.randrange(
                 self.log.committed.get((topic, index), 0) + 1
             )
+
+    def reset_all(self) -> None:
+        """Stop, set every offset back to the start, go on."""
+        self.shards = [None] * SHARDS
+        self.resets += 1
+        for topic in INPUTS:
+            for index in range(SHARDS):
+                self.log.committed[topic, index] = 0
+        self.heal()
 
     def lose_ledger(self) -> None:
         self.ledger.lose() if self.random.random() < 0.5 else self.ledger.restart()
