@@ -174,7 +174,9 @@ class Intake:
         if partition is None or partition.end is None:
             return None  # it was revoked in this very poll: its next owner reads it
         if partition.committed < 0:
-            partition.committed = record.offset  # where reading began: nothing to commit before it is finished
+            partition.committed = (
+                record.offset
+            )  # where reading began: nothing to commit before it is finished
         partition.watermark.received(record.offset)
         return Delivery(
             record=record, question=record.offset < partition.end, place=Place(partition, record.offset)

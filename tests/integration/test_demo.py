@@ -136,6 +136,7 @@ def test_the_stack_that_runs_is_used_as_it_is_and_left_running(here: Here, tmp_p
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_doubled_when_runner_and_scheduler_are_killed(here: Here) -> None:
     process = here.start("demo", *SLOW, "--json", "-")
     wait_until(lambda: here.effects() >= 5, RUN_S)

@@ -474,7 +474,7 @@ def test_commits_that_fail_or_whose_fate_is_unknown_lose_and_double_nothing(
     assert min(fates.values()) >= 3, fates
 
 
-QUICK = {"after_commit", "mid_apply"}  # the others by `-m slow`
+QUICK = {"after_commit"}  # the others by `-m slow`
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,7 @@ def test_tail_goes_on_with_what_arrives(marked: Deployment) -> None:
         process.terminate()
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_one_line(place: Deployment) -> None:
     away = replace(place, settings=place.settings.model_copy(update={"kafka": "127.0.0.1:1"}))
     assert "127.0.0.1:1" in away.laxity("tail", "usage", code=1)
