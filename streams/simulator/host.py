@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from laxity.schemas.config import Config
@@ -233,11 +233,6 @@ class ShardHost:
         news: list[NewRecord] = [("state", shard, *changelog.state_row(c, codec), ()) for c in effects.state]
         news += [("keys", shard, *changelog.keys_row(c, codec), ()) for c in effects.keys]
         return news + [_new(output, codec) for output in effects.outputs]
-
-    @property
-    def held(self) -> Sequence[str]:
-        """Reservations of an unfinished batch."""
-        return self._held
 
 
 def _new(output: Output, codec: Codec) -> NewRecord:
