@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from laxity.streams.runtime.core import Core, MakeCore
 from laxity.streams.runtime.health import HealthServer, application
 from laxity.streams.runtime.host import Host, Parts, Readers
 from laxity.streams.runtime.ledger_line import LedgerLine
-from laxity.streams.runtime.liveness import RAISE_EVERY_MS, BoardUnavailable, Liveness, ended
+from laxity.streams.runtime.liveness import Liveness
 from laxity.streams.runtime.meter import Known, ShardMeter
 from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.runtime.ownership import Premises
@@ -63,11 +62,8 @@ class Assembly:
         self.host = Host()
 
     def run(self) -> int:
-        """Build, clean up after a crash, run until stopped; the exit code."""
-        directory = self._directory()
-        parts = self._parts(directory)
-        self._end_what_a_crash_left(directory)
-        return self.host.run(parts)
+        """Build, run until stopped; the exit code."""
+        return self.host.run(self._parts(self._directory()))
 
     def _directory(self) -> StateDirectory:
         if self._knobs.state_dir is not None:
@@ -95,7 +91,8 @@ class Assembly:
         wakes = Wakes(settings.redis_url, prefix=settings.prefix)
         line = LedgerLine(ledger, clock)
         me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        liveness = Liveness(me=me, board=self._board, clock=clock, rescue=host.rescue)
+        before = directory.remembered()
+        liveness = Liveness(me=me, board=self._board, clock=clock, rescue=host.rescue, before=before)
         around = Surroundings(
             clock=clock,
             line=line,
@@ -204,23 +201,3 @@ class Assembly:
         name = self._settings.names.full(f"scheduler.{shard}")
         properties = self._clients.producer_properties(tables.SHARD_PRODUCER, {"transactional.id": name})
         return {**properties, "logger": quiet_logger()}
-
-    # after a crash
-
-    def _end_what_a_crash_left(self, directory: StateDirectory) -> None:
-        """Readers of everyone stop at an open transaction: end those of the last process here at once, unless somebody alive has them."""
-        shards = directory.remembered()
-        if not shards:
-            return
-        try:
-            before = self._board.read()
-            threading.Event().wait(2 * RAISE_EVERY_MS / 1000)
-            after = self._board.read()
-        except BoardUnavailable:
-            return  # the transaction timeout of 5 s rules
-        for shard in sorted(ended(before, after, shards)):
-            transactions = Transactions(self._producer_properties(shard), self._clock)
-            try:
-                transactions.fence()
-            finally:
-                transactions.close()

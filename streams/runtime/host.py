@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -104,25 +104,26 @@ class Host:
         return sum(now_ms - shard.busy_ms < BUSY_MS for shard in list(self._shards.values()))
 
     def rescue(self, process: str, shards: frozenset[int]) -> None:
-        """End the open transactions of a dead process, beside the watching thread."""
-        threading.Thread(
-            target=self._end_transactions, args=(process, shards), name="rescue", daemon=True
-        ).start()
-
-    def _end_transactions(self, process: str, shards: frozenset[int]) -> None:
-        parts = self._assembled()
+        """End the open transactions of a dead process, all at once and beside the watching thread: readers of everyone stand at the oldest."""
         for shard in sorted(shards):
-            if parts.liveness.is_named(shard):
-                continue  # the group has given it to somebody while we waited for the broker
-            transactions = parts.make_transactions(shard)
-            try:
-                transactions.fence(self._stopping.is_set)
-            except TransactionError as error:
-                self._log.warning(Event.RESCUED, process=process, shard=shard, why=str(error))
-            else:
-                self._log.warning(Event.RESCUED, process=process, shard=shard, why="")
-            finally:
-                transactions.close()
+            threading.Thread(
+                target=self._end_transaction, args=(process, shard), name=f"rescue-{shard}", daemon=True
+            ).start()
+
+    def _end_transaction(self, process: str, shard: int) -> None:
+        parts = self._assembled()
+        if not parts.liveness.hold(shard):
+            return  # the group has given it to somebody while we waited for the broker
+        transactions = parts.make_transactions(shard)
+        try:
+            transactions.fence(self._stopping.is_set)
+        except TransactionError as error:
+            self._log.warning(Event.RESCUED, process=process, shard=shard, why=str(error))
+        else:
+            self._log.warning(Event.RESCUED, process=process, shard=shard, why="")
+        finally:
+            parts.liveness.drop(shard)
+            transactions.close()
 
     def _granted(self, shards: Sequence[int]) -> None:
         parts = self._assembled()
@@ -135,7 +136,7 @@ class Host:
             shard.start()
         if len(self._shards) > SHARDS_MAX:
             self._log.warning(Event.SHARDS_MANY, shards=len(self._shards), most=SHARDS_MAX)
-        parts.directory.remember(self._shards)
+        self._remember(self._shards)
 
     def _revoked(self, shards: Sequence[int]) -> None:
         """On the reader's thread: its group waits for us, so the waiting is bounded."""
@@ -144,7 +145,7 @@ class Host:
         self._leaving += [shard for shard in gone if shard.is_alive()]
         for shard in gone:
             self._log.info(Event.REVOKED, shard=shard.shard, ended=not shard.is_alive())
-        self._assembled().directory.remember(self._shards)
+        self._remember(self._shards)
 
     def _let_go(self, shards: Sequence[Shard]) -> None:
         clock = self._assembled().clock
@@ -153,6 +154,10 @@ class Host:
         until_ms: Millis = clock.monotonic_ms() + int(LET_GO_S_MAX * 1000)
         for shard in shards:
             shard.join(max(0, until_ms - clock.monotonic_ms()) / 1000)
+
+    def _remember(self, shards: Iterable[int]) -> None:
+        parts = self._assembled()
+        parts.directory.remember(parts.liveness.me, shards)
 
     def _woken(self, resource: str) -> None:
         if resource != ANY:  # after a reconnect; each refusal has a timer of its own
@@ -223,6 +228,6 @@ class Host:
         parts.line.close()
         health.close()
         parts.close()
-        parts.directory.remember(())
+        self._remember(())
         parts.directory.release()
         self._log.info(Event.STOPPED)

@@ -2,7 +2,8 @@
 
 One hash holds, per process, a counter and the shards it has. A process whose counter stands still for 2 s of answered reads, by the
 observer's own clock, is dead; a field that vanished may be a flush and counts the same way. Where Redis is away nobody is declared dead.
-The survivor only ends transactions, it owns nothing by that.
+The process that had our state directory before us is dead for sure: we have its lock. If its field still stands, nobody has seen to it
+and nothing was flushed since, so we need not watch it first. The survivor only ends transactions, it owns nothing by that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 from laxity.schemas.timing import Clock, Millis
 
 RAISE_EVERY_MS = 300
+LOOK_EVERY_MS = 100  # what a look is late by adds to the 2 s
 DEAD_AFTER_MS = 2_000
 GAP_MS_MAX = 1_000  # between two answered reads: a longer silence was no watching
 
@@ -61,16 +63,30 @@ def parse(text: str) -> tuple[int, frozenset[int]]:
         return -1, frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predecessor:
+    """The process that had this one's state directory before, and the shards it noted there. No name: there was none."""
+
+    process: str = ""
+    shards: frozenset[int] = frozenset()
+
+
+NOBODY = Predecessor()
+
+
 class Watch:
     """What one observer knows of the others. Pure but for the readings it is given."""
 
-    def __init__(self, me: str) -> None:
+    def __init__(self, me: str, before: Predecessor = NOBODY) -> None:
         self._me = me
+        self._before = before
         self._seen: dict[str, _Seen] = {}
         self._last_ms: Millis | None = None
 
     def read(self, fields: dict[str, str], now_ms: Millis) -> None:
         """One answered reading, at a monotonic time."""
+        if self._last_ms is None and self._before.process:
+            self._recall(fields.get(self._before.process))
         passed = 0 if self._last_ms is None else now_ms - self._last_ms
         if passed > GAP_MS_MAX:
             passed = 0
@@ -78,6 +94,12 @@ class Watch:
         for process in set(fields) | set(self._seen):
             if process != self._me:
                 self._note(process, fields.get(process), passed)
+
+    def _recall(self, text: str | None) -> None:
+        """Without a field it was seen to, or the board was flushed: then the living get the usual time to say what they have."""
+        count, shards = parse(text) if text is not None else (-1, frozenset[int]())
+        watched_ms = 0 if text is None else DEAD_AFTER_MS
+        self._seen[self._before.process] = _Seen(count, shards | self._before.shards, watched_ms)
 
     def _note(self, process: str, text: str | None, passed_ms: Millis) -> None:
         seen = self._seen.get(process)
@@ -99,10 +121,12 @@ class Watch:
         living = (seen.shards for name, seen in self._seen.items() if name not in dead)
         return frozenset(shard for shards in living for shard in shards)
 
-    def first_living(self) -> bool:
-        """Whether this process is the one that rescues: of several survivors only the first by name does."""
+    def is_ours(self, process: str) -> bool:
+        """Whether we are the one who sees to a dead process: our own predecessor, and all others for the first survivor by name."""
         dead = self.dead()
-        return all(self._me < name for name in self._seen if name not in dead)
+        return process == self._before.process or all(
+            self._me < name for name in self._seen if name not in dead
+        )
 
     def is_current(self, now_ms: Millis) -> bool:
         """Whether the last reading is young enough to say who has what."""
@@ -123,23 +147,31 @@ class Liveness(threading.Thread):
         board: Board,
         clock: Clock,
         rescue: Callable[[str, frozenset[int]], None],
+        before: Predecessor = NOBODY,
     ) -> None:
         super().__init__(name="liveness", daemon=True)
-        self._me = me
+        self.me = me
         self._board = board
         self._clock = clock
         self._rescue = rescue
-        self._watch = Watch(me)
+        self._watch = Watch(me, before)
         self._shards: set[int] = set()
         self._count = 0
+        self._raised_ms: Millis = 0
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # answers are taken in the order in which they were asked for,
+        self._writing = threading.Lock()  # and an older list of shards never overwrites a newer one
         self._ending = threading.Event()
 
-    def hold(self, shard: int) -> None:
-        """Name the shard at once, before it is fenced; where Redis is away, as soon as it answers."""
+    def hold(self, shard: int) -> bool:
+        """Name the shard at once, before it is fenced; where Redis is away, as soon as it answers. False: somebody living has it, here or elsewhere."""
+        self._look()
         with self._lock:
+            if shard in self._shards or shard in self._named():
+                return False
             self._shards.add(shard)
         self._raise()
+        return True
 
     def drop(self, shard: int) -> None:
         """Name it no longer, at once."""
@@ -150,42 +182,51 @@ class Liveness(threading.Thread):
     def named_by_others(self) -> frozenset[int]:
         """Shards of other living processes. Where the board has been away for DEAD_AFTER_MS: none, the group alone decides who has what."""
         with self._lock:
-            return self._watch.named() if self._watch.is_current(self._clock.monotonic_ms()) else frozenset()
+            return self._named()
 
-    def is_named(self, shard: int) -> bool:
-        """Whether a living process, this one included, has the shard: nobody else may end its transactions."""
-        return shard in self.named_by_others() or shard in self._shards
+    def _named(self) -> frozenset[int]:
+        return self._watch.named() if self._watch.is_current(self._clock.monotonic_ms()) else frozenset()
 
     def run(self) -> None:
         """Until stopped."""
-        while not self._ending.wait(RAISE_EVERY_MS / 1000):
-            self._raise()
-            self._look()
+        while True:
+            for process, shards in self._look().items():
+                self._see_to(process, shards)
+            if self._clock.monotonic_ms() - self._raised_ms >= RAISE_EVERY_MS:
+                self._raise()
+            if self._ending.wait(LOOK_EVERY_MS / 1000):
+                return
 
     def _raise(self) -> None:
-        with self._lock:
-            self._count += 1
-            text = entry(self._count, self._shards)
-        try:
-            self._board.put(self._me, text)
-        except BoardUnavailable:
-            return  # the next round tries again; nobody is declared dead meanwhile
+        with self._writing:
+            with self._lock:
+                self._count += 1
+                self._raised_ms = self._clock.monotonic_ms()
+                text = entry(self._count, self._shards)
+            try:
+                self._board.put(self.me, text)
+            except BoardUnavailable:
+                return  # the next round tries again; nobody is declared dead meanwhile
 
-    def _look(self) -> None:
-        try:
-            fields = self._board.read()
-        except BoardUnavailable:
-            return
-        with self._lock:
-            self._watch.read(fields, self._clock.monotonic_ms())
-            dead = self._watch.dead()
-            if not self._watch.first_living():
-                for process in dead.keys() - fields.keys():
-                    self._watch.forget(process)  # the first one has seen to it, or it left in order
-                return
-            orphans = {name: shards - self._watch.named() - self._shards for name, shards in dead.items()}
-        for process, shards in orphans.items():
-            self._see_to(process, shards)
+    def _look(self) -> dict[str, frozenset[int]]:
+        """The dead that are ours to see to, with those of their shards that nobody living has."""
+        with self._reading:
+            try:
+                fields = self._board.read()
+            except BoardUnavailable:
+                return {}
+            with self._lock:
+                return self._judge(fields)
+
+    def _judge(self, fields: dict[str, str]) -> dict[str, frozenset[int]]:
+        watch = self._watch
+        watch.read(fields, self._clock.monotonic_ms())
+        dead = watch.dead()
+        for process in dead.keys() - fields.keys():
+            if not watch.is_ours(process):
+                watch.forget(process)  # the first one has seen to it, or it left in order
+        living = watch.named() | self._shards
+        return {name: had - living for name, had in dead.items() if watch.is_ours(name)}
 
     def _see_to(self, process: str, shards: frozenset[int]) -> None:
         if shards:
@@ -203,13 +244,6 @@ class Liveness(threading.Thread):
         if self.is_alive():
             self.join()
         try:
-            self._board.remove(self._me)
+            self._board.remove(self.me)
         except BoardUnavailable:
             return
-
-
-def ended(before: dict[str, str], after: dict[str, str], shards: Iterable[int]) -> frozenset[int]:
-    """Of `shards`, those that no process names whose counter moved between two readings: for a restart, which has no time to watch."""
-    living = {name for name, text in after.items() if parse(text)[0] != parse(before.get(name, ""))[0]}
-    named = {shard for name in living for shard in parse(after[name])[1]}
-    return frozenset(shards) - named

@@ -29,7 +29,7 @@ from laxity.streams.runtime.transactions import AbortedError, FencedError, Trans
 from laxity.streams.state.rocks import StoreCorruptError, StoreError
 
 START_OVER_MS = 1_000  # at most once a second
-HELD_MS = 100  # in a planned hand-over the other one's name goes within a reading of the board
+HELD_MS = 20  # in a planned hand-over the other one's name goes within a batch; each try asks the board
 REFUSED_MS = 10_000  # an operator has to act; offsets are looked at again this often
 ABORT_PAUSE_MS = 20  # before the same input is tried again
 ABORTS_MAX = (
@@ -63,8 +63,8 @@ class Reading(Protocol):
 class Naming(Protocol):
     """The liveness board."""
 
-    def hold(self, shard: int) -> None:
-        """Name it."""
+    def hold(self, shard: int) -> bool:
+        """Name it; False: somebody living has it."""
         ...
 
     def drop(self, shard: int) -> None:
@@ -147,7 +147,7 @@ class Shard(threading.Thread):
 
     def _one_ownership(self) -> Millis:
         """Until something ends it; returns how long to wait before the next."""
-        if self._is_named_by_others():
+        if not self._around.naming.hold(self.shard):
             self.status = "held by another process"
             return HELD_MS
         transactions = Transactions(
@@ -155,7 +155,6 @@ class Shard(threading.Thread):
             self._clock,
             is_named_by_others=self._is_named_by_others,
         )
-        self._around.naming.hold(self.shard)
         try:
             self._own(transactions)
         except Stopped:

@@ -13,6 +13,7 @@ from typing import IO
 from laxity.schemas.timing import Millis
 from laxity.streams.effects import Effects
 from laxity.streams.runtime.crashpoints import reach
+from laxity.streams.runtime.liveness import NOBODY, Predecessor
 from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.state.changelog import KEYS, STATE
 from laxity.streams.state.keys import drop_expired_keys, key_write, state_write
@@ -60,18 +61,21 @@ class StateDirectory:
                     raise
         raise StateDirectoryError(f"{data_dir / 'state'}: all {PROCESSES_MAX} directories are in use")
 
-    def remember(self, shards: Iterable[int]) -> None:
-        """Which shards we have: replaced as a whole."""
+    def remember(self, process: str, shards: Iterable[int]) -> None:
+        """Who we are on the liveness board, and which shards we have: replaced as a whole."""
         fresh = self.root / "holding.json.new"
-        fresh.write_text(json.dumps(sorted(shards)), encoding="utf-8")
+        text = json.dumps({"process": process, "shards": sorted(shards)})
+        fresh.write_text(text, encoding="utf-8")
         fresh.replace(self.root / "holding.json")
 
-    def remembered(self) -> frozenset[int]:
-        """What the last process here had; a torn or missing file is nothing (the transaction timeout rules then)."""
+    def remembered(self) -> Predecessor:
+        """The last process here; a torn or missing file is nobody (the transaction timeout rules then)."""
         try:
-            return frozenset(int(n) for n in json.loads((self.root / "holding.json").read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
-            return frozenset()
+            found = json.loads((self.root / "holding.json").read_text("utf-8"))
+            shards = frozenset(int(shard) for shard in found["shards"])
+            return Predecessor(process=str(found["process"]), shards=shards)
+        except (OSError, ValueError, TypeError, KeyError):
+            return NOBODY
 
     def shard(self, shard: int) -> Path:
         """Where a shard's stores are."""

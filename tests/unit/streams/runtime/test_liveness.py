@@ -3,10 +3,11 @@
 from laxity.schemas.timing import ManualClock
 from laxity.streams.runtime.liveness import (
     DEAD_AFTER_MS,
+    NOBODY,
     BoardUnavailable,
     Liveness,
+    Predecessor,
     Watch,
-    ended,
     entry,
     parse,
 )
@@ -59,7 +60,7 @@ def test_only_the_first_survivor_rescues() -> None:
             fields = {"a": entry(1, [0]), "b": entry(count, [1]), "c": entry(count, [2])}
             watched(watch, clock, fields, STEP_MS)
         assert list(watch.dead()) == ["a"]
-        assert watch.first_living() is first
+        assert watch.is_ours("a") is first
 
 
 def test_a_field_that_is_none_of_ours_never_crashes_and_never_rises() -> None:
@@ -68,11 +69,27 @@ def test_a_field_that_is_none_of_ours_never_crashes_and_never_rises() -> None:
     assert parse(entry(7, {3, 1})) == (7, frozenset({1, 3}))
 
 
-def test_at_a_restart_the_shards_of_processes_whose_counter_moves_are_left_alone() -> None:
-    before = {"old": entry(5, [0, 1]), "other": entry(8, [1])}
-    after = {"old": entry(5, [0, 1]), "other": entry(9, [1]), "new": entry(1, [2])}
-    assert ended(before, after, {0, 1, 2}) == {0}
-    assert ended({}, {}, {0}) == {0}
+BEFORE = Predecessor(process="old", shards=frozenset({0}))
+
+
+def test_ones_predecessor_is_dead_at_once_with_all_that_it_named_or_noted() -> None:
+    watch, clock = Watch("me", BEFORE), ManualClock()
+    watched(watch, clock, {"old": entry(5, [1]), "other": entry(8, [1])}, STEP_MS)
+    assert watch.dead() == {"old": frozenset({0, 1})}
+    assert watch.named() == {1}
+    assert watch.is_ours("old")
+    watch.forget("old")
+    watched(watch, clock, {"other": entry(9, [1])}, STEP_MS)
+    assert watch.dead() == {}
+
+
+def test_after_a_flush_the_living_get_the_usual_time_to_name_what_they_have() -> None:
+    watch, clock = Watch("me", BEFORE), ManualClock()
+    watched(watch, clock, {}, DEAD_AFTER_MS)
+    assert watch.dead() == {}
+    watched(watch, clock, {"other": entry(8, [0])}, STEP_MS)
+    assert watch.dead() == {"old": frozenset({0})}
+    assert watch.named() == {0}
 
 
 class Board:
@@ -107,32 +124,43 @@ class StepClock(ManualClock):
         return super().monotonic_ms()
 
 
-def survivor(board: Board, rescued: list[tuple[str, frozenset[int]]]) -> Liveness:
-    return Liveness(me="b", board=board, clock=StepClock(), rescue=lambda *what: rescued.append(what))
+Rescued = list[tuple[str, frozenset[int]]]
+
+
+def survivor(board: Board, rescued: Rescued, before: Predecessor = NOBODY) -> Liveness:
+    def rescue(process: str, shards: frozenset[int]) -> None:
+        rescued.append((process, shards))
+
+    return Liveness(me="b", board=board, clock=StepClock(), rescue=rescue, before=before)
+
+
+def look(mine: Liveness) -> None:
+    for process, shards in mine._look().items():
+        mine._see_to(process, shards)
 
 
 def test_a_dead_ones_shards_that_nobody_names_are_rescued_once() -> None:
-    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
-    board.fields = {"a": entry(1, [0, 1, 2])}
+    board, rescued = Board(), Rescued()
     mine = survivor(board, rescued)
-    mine.hold(2)
+    assert mine.hold(2)
+    board.put("a", entry(1, [0, 1, 2]))
     for count in range(12):
         board.put("c", entry(count, [1]))
-        mine._look()
+        look(mine)
     assert rescued == [("a", frozenset({0}))]
     assert set(board.fields) == {"b", "c"}
     assert mine.named_by_others() == {1}
 
 
 def test_where_the_board_is_away_nobody_dies_and_nothing_fails() -> None:
-    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
+    board, rescued = Board(), Rescued()
     board.fields = {"a": entry(1, [0])}
     mine = survivor(board, rescued)
-    mine._look()
+    look(mine)
     board.away = True
     mine.hold(1)
     for _ in range(20):
-        mine._look()
+        look(mine)
     assert rescued == []
     board.away = False
     mine.drop(7)
@@ -145,38 +173,75 @@ def test_names_on_a_board_that_went_away_keep_nobody_from_a_takeover() -> None:
     board, clock = Board(), ManualClock()
     mine = Liveness(me="b", board=board, clock=clock, rescue=lambda *_: None)
     board.fields = {"a": entry(1, [0])}
-    mine._look()
+    look(mine)
     board.away = True
     clock.advance(DEAD_AFTER_MS)
     assert mine.named_by_others() == {0}
     clock.advance(1)
     assert mine.named_by_others() == frozenset()
     board.away = False
-    mine._look()
+    look(mine)
     assert mine.named_by_others() == {0}
 
 
 def test_one_who_is_not_the_first_forgets_whom_the_first_has_seen_to() -> None:
-    board, rescued = Board(), list[tuple[str, frozenset[int]]]()
+    board, rescued = Board(), Rescued()
     board.fields = {"z": entry(1, [0])}
     mine = survivor(board, rescued)
     for count in range(12):
         board.put("a", entry(count, [1]))
-        mine._look()
+        look(mine)
     assert "z" in mine._watch.dead()
     board.remove("z")
     board.put("a", entry(12, [1]))
-    mine._look()
+    look(mine)
     assert mine._watch.dead() == {}
     for _ in range(12):  # the first one dies, too
-        mine._look()
+        look(mine)
     assert rescued == [("a", frozenset({1}))]
 
 
-def test_a_shard_is_named_whoever_has_it() -> None:
+def test_a_shard_is_held_by_one_only() -> None:
     board = Board()
     mine = Liveness(me="b", board=board, clock=ManualClock(), rescue=lambda *_: None)
     board.fields = {"a": entry(1, [0])}
-    mine._look()
-    mine.hold(1)
-    assert [mine.is_named(shard) for shard in range(3)] == [True, True, False]
+    assert [mine.hold(shard) for shard in (0, 1, 1, 2)] == [False, True, False, True]
+    assert parse(board.fields["b"])[1] == {1, 2}
+    board.fields["a"] = entry(2, [])
+    mine.drop(1)
+    assert [mine.hold(shard) for shard in (0, 1)] == [True, True], "each try asks the board"
+
+
+def test_a_restart_ends_what_its_crash_left_at_once_and_takes_the_dead_name_off() -> None:
+    board, rescued = Board(), Rescued()
+    board.fields = {"old": entry(7, [0, 1, 2]), "a": entry(3, [1])}
+    mine = survivor(board, rescued, BEFORE)
+    assert mine.hold(2), "the dead keep nobody out"
+    look(mine)
+    assert rescued == [("old", frozenset({0}))], "the first by name or not: the others cannot know yet"
+    assert set(board.fields) == {"a", "b"}
+    for count in range(4, 16):
+        board.put("a", entry(count, [1]))
+        look(mine)
+    assert len(rescued) == 1
+
+
+def test_a_second_crash_leaves_the_first_name_to_whoever_comes_next() -> None:
+    """It died before it saw to its predecessor: both fields stand, and neither rises."""
+    board, rescued = Board(), Rescued()
+    board.fields = {"old": entry(7, [0]), "older": entry(9, [0, 1])}
+    mine = survivor(board, rescued, BEFORE)
+    look(mine)
+    for _ in range(12):
+        look(mine)
+    assert rescued == [("older", frozenset({0, 1}))]
+    assert board.fields == {}
+
+
+def test_a_restart_without_a_board_fences_nobody() -> None:
+    board, rescued = Board(), Rescued()
+    board.away = True
+    mine = survivor(board, rescued, BEFORE)
+    for _ in range(12):
+        look(mine)
+    assert rescued == []

@@ -9,6 +9,7 @@ from laxity.schemas.limits import KEYS_KEPT_MS
 from laxity.schemas.records import KeyRow, ShardRow
 from laxity.schemas.serde import encode_row
 from laxity.streams.effects import Change, Effects
+from laxity.streams.runtime.liveness import NOBODY, Predecessor
 from laxity.streams.runtime.stores import StateDirectory, StateDirectoryError, Stores, wipe_damaged
 from laxity.streams.state import keys
 from laxity.streams.state.restore import Position, position
@@ -21,21 +22,26 @@ DAY_MS = 86_400_000
 def test_each_process_gets_a_directory_of_its_own_and_a_restart_the_same(tmp_path: Path) -> None:
     first, second = StateDirectory.first_free(tmp_path), StateDirectory.first_free(tmp_path)
     assert (first.root.name, second.root.name) == ("0", "1")
-    first.remember({3, 1})
+    assert first.remembered() == NOBODY
+    first.remember("one", {3, 1})
     first.release()
     again = StateDirectory.first_free(tmp_path)
-    assert (again.root, again.remembered()) == (first.root, frozenset({1, 3}))
+    assert again.root == first.root
+    assert again.remembered() == Predecessor(process="one", shards=frozenset({1, 3}))
     with pytest.raises(StateDirectoryError, match="another process has it"):
         StateDirectory.take(second.root)
     again.release()
     second.release()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1", '["x"]', "null", "7"])
+TORN = ["", "{", "[1", "[1, 2]", "null", "7", '{"process": "p", "shards": ["x"]}', '{"shards": [1]}']
+
+
+@pytest.mark.parametrize("text", TORN)
 def test_a_torn_memory_is_no_memory(tmp_path: Path, text: str) -> None:
     directory = StateDirectory.take(tmp_path)
     (tmp_path / "holding.json").write_text(text)
-    assert directory.remembered() == frozenset()
+    assert directory.remembered() == NOBODY
     directory.release()
 
 

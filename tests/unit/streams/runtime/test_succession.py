@@ -28,12 +28,12 @@ class Naming:
     def __init__(self) -> None:
         self.looked = threading.Event()
 
-    def named_by_others(self) -> frozenset[int]:
+    def hold(self, _shard: int) -> bool:
         self.looked.set()
-        return frozenset({0})
+        return False
 
-    def hold(self, shard: int) -> None:
-        raise AssertionError(shard)
+    def named_by_others(self) -> frozenset[int]:
+        raise AssertionError
 
     def drop(self, shard: int) -> None:
         raise AssertionError(shard)
@@ -103,8 +103,10 @@ def test_the_host_tells_a_new_owner_which_threads_of_the_shard_are_left(monkeypa
         return made[-1]
 
     host = Host()
-    directory = SimpleNamespace(remember=lambda _: None)
-    host._parts = SimpleNamespace(make_shard=make, directory=directory, clock=SystemClock())  # type: ignore[assignment]
+    directory = SimpleNamespace(remember=lambda _me, _shards: None)
+    host._parts = SimpleNamespace(  # type: ignore[assignment]
+        make_shard=make, directory=directory, clock=SystemClock(), liveness=SimpleNamespace(me="p")
+    )
     granted: Callable[[list[int]], None] = host._granted
     granted([0, 1])
     host._revoked([0, 1])
@@ -120,29 +122,34 @@ def test_the_host_tells_a_new_owner_which_threads_of_the_shard_are_left(monkeypa
         thread.may_end.set()
 
 
-def test_a_rescue_that_waited_leaves_alone_what_somebody_alive_has_by_now() -> None:
-    fenced: list[int] = []
-    named: set[int] = {1}
+def test_a_rescue_names_a_shard_while_it_ends_its_transaction_and_leaves_alone_what_somebody_alive_has() -> (
+    None
+):
+    told: list[tuple[str, int]] = []
+
+    def hold(number: int) -> bool:
+        told.append(("hold", number))
+        return number != 1
 
     def make_transactions(number: int) -> Any:
         def fence(_: object) -> None:
-            fenced.append(number)
-            named.add(2)  # while this one took its time
+            told.append(("fence", number))
 
         return SimpleNamespace(fence=fence, close=lambda: None)
 
     host = Host()
-    liveness = SimpleNamespace(is_named=named.__contains__)
+    liveness = SimpleNamespace(hold=hold, drop=lambda number: told.append(("drop", number)))
     host._parts = SimpleNamespace(liveness=liveness, make_transactions=make_transactions)  # type: ignore[assignment]
-    host._end_transactions("dead", frozenset({0, 1, 2, 3}))
-    assert fenced == [0, 3]
+    for number in (0, 1):
+        host._end_transaction("dead", number)
+    assert told == [("hold", 0), ("fence", 0), ("drop", 0), ("hold", 1)]
 
 
 def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: Path) -> None:
     (tmp_path / "000001.sst").write_bytes(b"rotten")
     dropped: list[int] = []
     reading = SimpleNamespace(detach=lambda _: [])
-    naming = SimpleNamespace(named_by_others=frozenset, hold=lambda _: None, drop=dropped.append)
+    naming = SimpleNamespace(hold=lambda _: True, drop=dropped.append)
     around: Any = SimpleNamespace(
         clock=ManualClock(), naming=naming, reading=reading, producer_properties=lambda _: {}
     )
