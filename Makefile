@@ -1,5 +1,6 @@
 # All set-up is in the stamp: the first target of the day makes .venv, later ones start at once.
-# Works with GNU make 3.81 (macOS). PYTHON=/path/to/python3 chooses the interpreter, ARGS=... adds arguments.
+# Works with GNU make 3.81 (macOS). PYTHON=/path/to/python3 chooses the interpreter, ARGS=... adds arguments,
+# JOBS=1 runs the tests one after the other (each worker starts a stack of its own).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,6 +8,7 @@ STAMP := $(VENV)/.installed
 UV_VENV := $(VENV)/uv
 UV := $(UV_VENV)/bin/uv
 ARGS ?=
+JOBS ?= 2
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
@@ -23,7 +25,7 @@ demo: $(STAMP) ## run the whole pipeline on this machine and report deadlines me
 	$(BIN)/laxity demo $(ARGS)
 
 test: $(STAMP) ## all tests but the slow ones; starts Kafka, registry and Redis for them
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 check: lint types imports test ## everything a change must pass
 
