@@ -353,7 +353,7 @@ class Scheduler:
     def _next_wake(self, opened: _Open) -> int | None:
         """When to go on without records: at once where this batch made room for more, later where the ledger was silent."""
         now_ms, answer, cycle = opened.work.now_ms, opened.answer, opened.cycle
-        asked = opened.exchange is not None and _asks(opened.exchange)
+        asked = opened.exchange is not None and opened.exchange.asks
         if cycle is None or opened.again or cycle.again:
             return now_ms
         if answer and (answer.grants or self._heard or cycle.local):
@@ -381,16 +381,6 @@ class _Open:
     answer: Answer | None = None
     row: ShardRow | None = None
     local: list[Write] = field(default_factory=list)
-
-
-def _asks(exchange: Exchange) -> bool:
-    return bool(
-        exchange.candidates
-        or exchange.settles
-        or exchange.revokes
-        or exchange.cancels
-        or exchange.acknowledged
-    )
 
 
 def _next(marks: Sequence[Mark], topic: str) -> int:

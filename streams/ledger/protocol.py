@@ -49,6 +49,11 @@ class Exchange:
     cancels: Sequence[str] = ()  # as revoke; a claimed one gets the order `cancel` with its next renewal
     candidates: Sequence[Candidate] = ()  # in the order of choose()
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask; without, the call only hears what was reaped."""
+        return bool(self.candidates or self.settles or self.revokes or self.cancels or self.acknowledged)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -171,7 +171,7 @@ class Cycle:
         self._asked = False
         if not self._reconciled:
             return None
-        if not _asks(exchange) and now_ms - self._asked_ms < IDLE_ASK_MS:
+        if not exchange.asks and now_ms - self._asked_ms < IDLE_ASK_MS:
             return None
         self._asked, self._asked_ms = True, now_ms
         answer = self._world.line.ask(exchange)
@@ -208,13 +208,11 @@ class Cycle:
 
     # between batches
 
-    def recommit(self, offsets: Sequence[TopicPartition]) -> None:
-        """Only offsets. Raises TransactionError."""
-        world = self._world
-        try:
-            world.transactions.commit((), offsets, world.group_metadata())
-        except AbortedError as error:
-            self._log.warning(Event.ABORTED, why=str(error))
+    def recommit(self, positions: Mapping[str, int]) -> None:
+        """Only offsets: of each input, the next one. Raises TransactionError."""
+        box = self._world.outbox
+        offsets = [TopicPartition(box.prefix + name, box.shard, at) for name, at in positions.items()]
+        self._world.transactions.commit((), offsets, self._world.group_metadata())
 
     def look_at_ledger(self) -> bool:
         """When nothing else happens: ask whether leases lapsed, or reconcile anew. True: a batch is due. Raises FencedError."""
@@ -229,13 +227,3 @@ class Cycle:
         self._asked_ms = 0  # the batch asks again at once, however little else it has to ask
         self._reconciled = answer.status == "ok"
         return True
-
-
-def _asks(exchange: Exchange) -> bool:
-    return bool(
-        exchange.candidates
-        or exchange.settles
-        or exchange.revokes
-        or exchange.cancels
-        or exchange.acknowledged
-    )

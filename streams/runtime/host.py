@@ -21,7 +21,8 @@ from laxity.streams.runtime.stores import StateDirectory
 from laxity.streams.runtime.transactions import TransactionError, Transactions
 
 SHARDS_MAX = 8  # threads share one interpreter: beyond it another process serves better
-LET_GO_S_MAX = 5.0  # a batch under way ends within its 2 s per call; then fencing protects, not waiting
+LET_GO_MS_MAX = 1_000  # for batches under way when shards are revoked; then fencing protects, not waiting
+END_S_MAX = 5.0  # for each shard when the process ends
 BEAT_MS_MAX = 15_000  # a reader that has not polled for so long hangs
 BUSY_MS = 200  # a shard that ran a batch so recently shares the processor with us
 JOIN_S_MAX = 10.0
@@ -139,21 +140,18 @@ class Host:
         self._remember(self._shards)
 
     def _revoked(self, shards: Sequence[int]) -> None:
-        """On the reader's thread: its group waits for us, so the waiting is bounded."""
+        """On the reader's thread: the group and the shards that stay wait for us, so only for batches under way, and not for long."""
         gone = [self._shards.pop(number) for number in shards if number in self._shards]
-        self._let_go(gone)
-        self._leaving += [shard for shard in gone if shard.is_alive()]
+        begun_ms: Millis = self._assembled().clock.monotonic_ms()
         for shard in gone:
-            self._log.info(Event.REVOKED, shard=shard.shard, ended=not shard.is_alive())
-        self._remember(self._shards)
-
-    def _let_go(self, shards: Sequence[Shard]) -> None:
-        clock = self._assembled().clock
-        for shard in shards:
             shard.stop()
-        until_ms: Millis = clock.monotonic_ms() + int(LET_GO_S_MAX * 1000)
-        for shard in shards:
-            shard.join(max(0, until_ms - clock.monotonic_ms()) / 1000)
+        for shard in gone:
+            passed_ms = self._assembled().clock.monotonic_ms() - begun_ms
+            shard.released.wait(max(0, LET_GO_MS_MAX - passed_ms) / 1000)
+        self._leaving += gone
+        for shard in gone:
+            self._log.info(Event.REVOKED, shard=shard.shard, released=shard.released.is_set())
+        self._remember(self._shards)
 
     def _remember(self, shards: Iterable[int]) -> None:
         parts = self._assembled()
@@ -218,7 +216,11 @@ class Host:
     def _end(self, parts: Parts, health: HealthServer, wakes: threading.Thread) -> None:
         """Shards first, so that their last commits still have a member of the group behind them."""
         self._log.info(Event.STOPPING)
-        self._let_go(list(self._shards.values()))
+        shards = list(self._shards.values())
+        for shard in shards:
+            shard.stop()
+        for shard in shards:
+            shard.join(END_S_MAX)
         for reader in (parts.readers.urgent, parts.readers.bulk):
             reader.stop()
         for reader in (parts.readers.urgent, parts.readers.bulk):

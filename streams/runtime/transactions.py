@@ -165,20 +165,20 @@ class Transactions:
     def _abort(self, producer: Producer, raised: Exception) -> NoReturn:
         """Before the commit was asked for: it surely did not happen, however the abort goes."""
         error = error_of(raised) if isinstance(raised, KafkaException) else None
-        self._disturbed = True
         if error is not None and error.code() in FENCED:
+            self._disturbed = True
             raise FencedError(str(error)) from raised
         try:
-            producer.abort_transaction(CALL_S_MAX)
+            self._timely(producer.abort_transaction)
         except KafkaException as second:
+            self._disturbed = True
             if error_of(second).code() in FENCED:
                 raise FencedError(str(second)) from raised
         raise AbortedError(str(raised)) from raised
 
     def _end(self, producer: Producer) -> None:
-        begun_ms: Millis = self._clock.monotonic_ms()
         try:
-            producer.commit_transaction(CALL_S_MAX)
+            self._timely(producer.commit_transaction)
             producer.poll(0)
         except KafkaException as raised:
             error = error_of(raised)
@@ -187,6 +187,11 @@ class Transactions:
             self._disturbed = True
             kind = FencedError if error.code() in FENCED else DoubtfulError
             raise kind(f"commit_transaction: {error}") from raised
+
+    def _timely(self, end: Callable[[float], None]) -> None:
+        """Commit or abort; one that was slow may have been sent twice."""
+        begun_ms: Millis = self._clock.monotonic_ms()
+        end(CALL_S_MAX)
         if self._clock.monotonic_ms() - begun_ms > CALL_S_MAX * 1000:
             self._disturbed = True
 

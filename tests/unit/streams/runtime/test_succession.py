@@ -8,15 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from laxity.schemas.timing import ManualClock, SystemClock
 from laxity.streams.runtime import host as host_module
-from laxity.streams.runtime import shard as shard_module
 from laxity.streams.runtime.host import Host
-from laxity.streams.runtime.inbox import Taken
-from laxity.streams.runtime.shard import ABORTS_MAX, HELD_MS, START_OVER_MS, Shard
-from laxity.streams.runtime.transactions import AbortedError
+from laxity.streams.runtime.shard import HELD_MS, START_OVER_MS, Shard
 from laxity.streams.state.rocks import StoreCorruptError
 
 WAIT_S = 10
@@ -83,6 +78,7 @@ class Stuck(threading.Thread):
         super().__init__(daemon=True)
         self.shard = number
         self.before: list[threading.Thread] = []
+        self.released = threading.Event()
         self.may_end = threading.Event()
 
     def run(self) -> None:
@@ -95,7 +91,7 @@ class Stuck(threading.Thread):
 
 
 def test_the_host_tells_a_new_owner_which_threads_of_the_shard_are_left(monkeypatch: Any) -> None:
-    monkeypatch.setattr(host_module, "LET_GO_S_MAX", 0.0)
+    monkeypatch.setattr(host_module, "LET_GO_MS_MAX", 0)
     made: list[Stuck] = []
 
     def make(number: int) -> Stuck:
@@ -156,7 +152,7 @@ def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: P
     premises: Any = lambda _: SimpleNamespace(meter=SimpleNamespace(started_over=lambda: None))  # noqa: E731
     found = Shard(0, around, premises)
 
-    def own(_: object) -> None:
+    def own(*_: object) -> None:
         raise StoreCorruptError(tmp_path, "Corruption: block checksum mismatch")
 
     found._own = own  # type: ignore[assignment]
@@ -167,38 +163,3 @@ def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: P
 
 def test_a_name_on_the_board_is_looked_at_again_soon() -> None:
     assert shard(Naming())._one_ownership() == HELD_MS < START_OVER_MS
-
-
-class Cycle:
-    """Aborts so many batches, then commits."""
-
-    def __init__(self, aborts: int) -> None:
-        self.aborts = aborts
-        self.runs = 0
-
-    def run(self, taken: Taken) -> None:
-        assert taken is INPUT
-        self.runs += 1
-        if self.runs <= self.aborts:
-            raise AbortedError("too large")
-
-
-INPUT = Taken(records=(), ranges=())
-
-
-@pytest.mark.parametrize(("aborts", "runs"), [(0, 1), (ABORTS_MAX - 1, ABORTS_MAX), (ABORTS_MAX, ABORTS_MAX)])
-def test_an_input_that_is_aborted_for_ever_ends_the_ownership(
-    monkeypatch: pytest.MonkeyPatch, aborts: int, runs: int
-) -> None:
-    monkeypatch.setattr(shard_module, "ABORT_PAUSE_MS", 0)
-    owner = shard(Naming())
-    told: list[int] = []
-    owner._premises = SimpleNamespace(meter=SimpleNamespace(aborted=lambda: told.append(1)))  # type: ignore[assignment]
-    cycle: Any = Cycle(aborts)
-    loop = shard_module._Loop(owner, cycle, core=None, stores=None)  # type: ignore[arg-type]
-    if aborts < ABORTS_MAX:
-        loop._carry_out(INPUT)
-    else:
-        with pytest.raises(AbortedError):
-            loop._carry_out(INPUT)
-    assert (cycle.runs, len(told)) == (runs, aborts)

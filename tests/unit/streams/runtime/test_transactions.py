@@ -10,7 +10,13 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from laxity.schemas.timing import ManualClock
 from laxity.streams.runtime import transactions
-from laxity.streams.runtime.transactions import AbortedError, DoubtfulError, Message, Transactions
+from laxity.streams.runtime.transactions import (
+    CALL_S_MAX,
+    AbortedError,
+    DoubtfulError,
+    Message,
+    Transactions,
+)
 
 OFFSETS = [TopicPartition("control", 0, 7)]
 MESSAGES = [Message("state", 0, b"k", b"v")]
@@ -24,6 +30,9 @@ class Broker:
     inits_that_wait: int = 0
     commits: list[int] = field(default_factory=list)
     refuses_produce: bool = False
+    abort_fails: bool = False
+    end_takes_ms: int = 0
+    clock: ManualClock = field(default_factory=ManualClock)
 
     def producer(self, _properties: dict[str, object]) -> FakeProducer:
         return FakeProducer(self)
@@ -49,9 +58,13 @@ class FakeProducer:
 
     def begin_transaction(self) -> None: ...
 
-    def abort_transaction(self, _timeout_s: float) -> None: ...
+    def abort_transaction(self, _timeout_s: float) -> None:
+        self._broker.clock.advance(self._broker.end_takes_ms)
+        if self._broker.abort_fails:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer", retriable=True))
 
     def commit_transaction(self, _timeout_s: float) -> None:
+        self._broker.clock.advance(self._broker.end_takes_ms)
         self._broker.commits.append(self._broker.inits)
 
     def poll(self, _timeout_s: float) -> None: ...
@@ -68,14 +81,34 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     return made
 
 
-def aborted(broker: Broker) -> Transactions:
-    shard = Transactions({}, ManualClock())
+def aborted(broker: Broker, *, smoothly: bool = False) -> Transactions:
+    shard = Transactions({}, broker.clock)
     shard.fence()
-    broker.refuses_produce = True
+    broker.refuses_produce, broker.abort_fails = True, not smoothly
     with pytest.raises(AbortedError):
         shard.commit(MESSAGES, OFFSETS, "member")
-    broker.refuses_produce = False
+    broker.refuses_produce = broker.abort_fails = False
     return shard
+
+
+@pytest.mark.parametrize("offsets", [OFFSETS, []])
+def test_after_a_smooth_abort_the_producer_goes_on(broker: Broker, offsets: list[TopicPartition]) -> None:
+    aborted(broker, smoothly=True).commit(MESSAGES, offsets, "member")
+    assert broker.commits == [1]
+
+
+def test_a_commit_or_abort_that_was_slow_may_still_be_under_way_so_the_next_producer_is_new(
+    broker: Broker,
+) -> None:
+    broker.end_takes_ms = int(CALL_S_MAX * 1000) + 1
+    shard = aborted(broker, smoothly=True)
+    for _ in range(2):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    assert broker.commits == [2, 3]
+    broker.end_takes_ms = 0
+    shard.commit(MESSAGES, OFFSETS, "member")
+    shard.commit(MESSAGES, OFFSETS, "member")
+    assert broker.commits == [2, 3, 4, 4]
 
 
 def test_with_offsets_the_group_protects_a_replacement(broker: Broker) -> None:
@@ -94,9 +127,9 @@ def test_without_offsets_a_replacement_could_overwrite_a_newer_owner_so_the_shar
 
 def test_a_replacement_that_waits_for_its_broker_ends_with_the_ownership(broker: Broker) -> None:
     stopping: list[bool] = []
-    shard = Transactions({}, ManualClock())
+    shard = Transactions({}, broker.clock)
     shard.fence(lambda: bool(stopping))
-    broker.refuses_produce = True
+    broker.refuses_produce = broker.abort_fails = True
     with pytest.raises(AbortedError):
         shard.commit(MESSAGES, OFFSETS, "member")
     stopping.append(True)
