@@ -25,7 +25,9 @@ from laxity.streams.state.restore import Batch, OffsetGone
 
 REQUEST_S_MAX = 10.0  # at start and takeover
 QUICK_S_MAX = 2.0  # inside a batch
-RESTORE_RECORDS_MAX = 5_000  # of one write into the store: some MiB
+BURST_RECORDS_MAX = (
+    5_000  # of one write into a store; their bytes are bounded by what the client has prefetched
+)
 RESTORE_POLL_S = 0.2
 
 
@@ -122,7 +124,7 @@ class Lookup:
                     raise ClusterError(f"{topic}/{partition} could not be read from offset {first}")
                 error = message.error()
                 if error is None or error.code() == PARTITION_EOF:
-                    return error is None and _offset(message) < end
+                    return error is None and offset_of(message) < end
                 if not error.retriable():
                     raise ClusterError(f"{topic}/{partition} from offset {first}: {error.str()}")
         finally:
@@ -161,7 +163,7 @@ class KafkaChangelog:
                     f"offset {start} of {self._topic}/{self._partition} is not within {low} to {high}"
                 )
             if (low if start is None else start) == high:
-                yield Batch(rows=(), next=high)
+                yield Batch(rows=(), next=high, ended=True)
                 return
             yield from self._read(consumer, OFFSET_BEGINNING if start is None else start)
         finally:
@@ -170,26 +172,26 @@ class KafkaChangelog:
     def _read(self, consumer: Consumer, offset: int) -> Iterator[Batch]:
         consumer.assign([TopicPartition(self._topic, self._partition, offset)])
         while not self._should_stop():
-            batch, ended = self._batch(consumer)
+            batch = self._batch(burst(consumer, RESTORE_POLL_S))
             if batch is not None:
                 yield batch
                 reach("mid_restore")
-            if ended:
-                return
+                if batch.ended:
+                    return
 
-    def _batch(self, consumer: Consumer) -> tuple[Batch | None, bool]:
+    def _batch(self, messages: Sequence[Message[bytes, bytes]]) -> Batch | None:
         rows: list[tuple[bytes, bytes | None]] = []
         end, ended = -1, False
-        for message in consumer.consume(RESTORE_RECORDS_MAX, RESTORE_POLL_S):
+        for message in messages:
             error = message.error()
             if error is None:
                 rows.append((message.key() or b"", message.value()))
-                end = _offset(message) + 1
+                end, ended = offset_of(message) + 1, False
             elif error.code() == PARTITION_EOF:
-                end, ended = _offset(message), True
+                end, ended = offset_of(message), True
             else:
                 self._judge(error)
-        return (None if end < 0 else Batch(rows=rows, next=end)), ended
+        return None if end < 0 else Batch(rows=rows, next=end, ended=ended)
 
     def _judge(self, error: KafkaError) -> None:
         if error.code() in OUT_OF_RANGE:
@@ -198,7 +200,13 @@ class KafkaChangelog:
             raise ClusterError(f"{self._topic}/{self._partition}: {error.str()}")
 
 
-def _offset(message: Message[bytes, bytes]) -> int:
+def burst(consumer: Consumer, wait_s: float) -> list[Message[bytes, bytes]]:
+    """What the client has prefetched, at most BURST_RECORDS_MAX; waits only while there is nothing."""
+    first = consumer.poll(wait_s)
+    return [] if first is None else [first, *consumer.consume(BURST_RECORDS_MAX - 1, 0)]
+
+
+def offset_of(message: Message[bytes, bytes]) -> int:
     """A message that was read has one."""
     offset = message.offset()
     assert offset is not None, "a message without an offset"

@@ -7,24 +7,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from laxity.schemas.serde import Codec
 from laxity.schemas.timing import Clock
-from laxity.streams.runtime.cluster import Cluster, Lookup
+from laxity.streams.runtime.cluster import Cluster, ClusterError, Lookup
 from laxity.streams.runtime.core import Core, MakeCore
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.meter import ShardMeter
 from laxity.streams.runtime.positions import Input, Start, start_of
 from laxity.streams.runtime.sources import INPUTS
-from laxity.streams.runtime.stores import Stores
-from laxity.streams.state.changelog import CHANGELOGS, KEYS, STATE, Row, keys_changes, state_changes
-from laxity.streams.state.keys import key_write
-from laxity.streams.state.restore import Derive, restore
-from laxity.streams.state.store import Store, Write
-from laxity.streams.state.tables import restored
+from laxity.streams.runtime.stores import Stores, derivations
+from laxity.streams.state.changelog import CHANGELOGS, KEYS, STATE
+from laxity.streams.state.restore import Derive, OffsetGone, restore
+from laxity.streams.state.store import Store
 
 PROGRESS_EVERY_MS = 2_000  # of log lines while restoring
 
@@ -56,15 +54,9 @@ def topic_ids(premises: Premises) -> dict[str, str]:
 
 def restore_stores(premises: Premises, stores: Stores) -> None:
     """State first, so that dispatch could resume while keys are still being read; both, in this release, before anything starts."""
-
-    def state(store: Store, rows: Sequence[Row]) -> Sequence[Write]:
-        return restored(store, state_changes(rows, premises.codec))
-
-    def keys(_: Store, rows: Sequence[Row]) -> Sequence[Write]:
-        return [key_write(change) for change in keys_changes(rows, premises.codec)]
-
-    _restore(premises, STATE, stores.state, state)
-    _restore(premises, KEYS, stores.keys, keys)
+    how = derivations(premises.codec)
+    _restore(premises, STATE, stores.state, how[STATE])
+    _restore(premises, KEYS, stores.keys, how[KEYS])
 
 
 def _restore(premises: Premises, name: str, store: Store, derive: Derive) -> None:
@@ -82,7 +74,10 @@ def _restore(premises: Premises, name: str, store: Store, derive: Derive) -> Non
     changelog = premises.cluster.changelog(
         premises.prefix + name, premises.shard, should_stop=premises.should_stop
     )
-    done = restore(store, changelog, derive, now_ms=clock.now_ms(), progress=progress)
+    try:
+        done = restore(store, changelog, derive, now_ms=clock.now_ms(), progress=progress)
+    except OffsetGone as error:
+        raise ClusterError(f"it loses its head faster than it can be read: {error}") from error
     if premises.should_stop():
         raise Stopped
     took_ms = clock.monotonic_ms() - begun_ms

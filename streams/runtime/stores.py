@@ -5,23 +5,28 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from laxity.schemas.limits import MIB
+from laxity.schemas.serde import Codec
 from laxity.schemas.timing import Millis
 from laxity.streams.effects import Effects
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.liveness import NOBODY, Predecessor
 from laxity.streams.runtime.logs import Event, logger
-from laxity.streams.state.changelog import KEYS, STATE
+from laxity.streams.state.changelog import KEYS, STATE, Row, keys_changes, state_changes
 from laxity.streams.state.keys import drop_expired_keys, key_write, state_write
-from laxity.streams.state.restore import Position, position_writes
+from laxity.streams.state.restore import Derive, Position, position_writes
 from laxity.streams.state.rocks import RocksStore, StoreCorruptError, StoreError, wipe
-from laxity.streams.state.store import Store
+from laxity.streams.state.store import Store, Write
+from laxity.streams.state.tables import restored
 
 PROCESSES_MAX = 64  # numbered directories tried under one data directory
+FREE_BYTES_MIN = 32 * MIB  # a store writes out a full buffer (16 MiB) while it still keeps the log of it
 
 
 class StateDirectoryError(Exception):
@@ -40,6 +45,7 @@ class StateDirectory:
         """Exactly this one. Raises StateDirectoryError if another process has it."""
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _require_space(root)
             lock = (root / "lock").open("a")
         except OSError as error:
             raise StateDirectoryError(f"state directory {root}: {error}") from error
@@ -87,6 +93,14 @@ class StateDirectory:
         self._lock.close()
 
 
+def _require_space(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < FREE_BYTES_MIN:
+        raise StateDirectoryError(
+            f"state directory {root}: {free} bytes are free, at least {FREE_BYTES_MIN} are needed"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
     """State and keys of one shard, each with its changelog's id."""
@@ -130,6 +144,18 @@ class Stores:
             self.state.close()
         finally:
             self.keys.close()
+
+
+def derivations(codec: Codec) -> Mapping[str, Derive]:
+    """By changelog: how its records become rows of its store."""
+
+    def state(store: Store, rows: Sequence[Row]) -> Sequence[Write]:
+        return restored(store, state_changes(rows, codec))
+
+    def keys(_: Store, rows: Sequence[Row]) -> Sequence[Write]:
+        return [key_write(change) for change in keys_changes(rows, codec)]
+
+    return {STATE: state, KEYS: keys}
 
 
 def _opened(path: Path) -> RocksStore:

@@ -45,8 +45,11 @@ def keys_row(change: Change, codec: Codec) -> Row:
 
 
 def state_changes(rows: Sequence[Row], codec: Codec) -> list[Change]:
-    """Records of topic `state` as changes. Raises ForeignRowError, or Undecodable for a value that is no StateRow."""
-    return [_state_change(key, value, codec) for key, value in rows]
+    """Records of topic `state` as changes, of each key only the last: what the broker's compaction would leave.
+
+    Raises ForeignRowError, or Undecodable for a value that is no StateRow.
+    """
+    return [_state_change(key, value, codec) for key, value in dict(rows).items()]
 
 
 def _state_change(key: bytes, value: bytes | None, codec: Codec) -> Change:
@@ -63,7 +66,7 @@ def _state_change(key: bytes, value: bytes | None, codec: Codec) -> Change:
 
 
 def keys_changes(rows: Sequence[Row], codec: Codec) -> list[Change]:
-    """Records of topic `keys` as changes. Raises ForeignRowError, or Undecodable for a value that is no KeyRow."""
+    """Records of topic `keys` as changes, all of them: a task that ended twice has a row for each day. Raises ForeignRowError, or Undecodable."""
     return [_keys_change(key, value, codec) for key, value in rows]
 
 

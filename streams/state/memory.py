@@ -21,10 +21,6 @@ class MemoryStore:
         """The value, or None."""
         return self._rows.get(key)
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the order of `keys`."""
-        return [self._rows.get(key) for key in keys]
-
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end, ascending, as of the call."""
         keys = self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]

@@ -3,8 +3,9 @@
 What it holds can always be read again from the changelogs, and each write carries the changelog offset that it is good for. So nothing
 is synced (a lost tail of the log loses data and offset together), and a store that cannot be opened is thrown away by the host.
 
-    StoreError
+    StoreError              the disk refuses: no permission, broken hardware
     ├── StoreCorruptError   its files are damaged: wipe and restore
+    ├── StoreFullError      no space is left: nothing of the write is there
     └── StoreLockedError    another process, or this one, has it open
 """
 
@@ -27,7 +28,7 @@ LOG_FILES_MAX = 2  # RocksDB's own text logs
 
 
 class StoreError(Exception):
-    """A store failed: full disk, lost directory, damaged file."""
+    """A store failed; the message names its directory."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"store {path}: {problem}")
@@ -42,6 +43,14 @@ class StoreLockedError(StoreError):
     """The directory is open elsewhere; it must not be wiped."""
 
 
+class StoreFullError(StoreError):
+    """No space is left. What was written before is whole; it goes on once there is space and the store is opened again."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, f"no space left, {shutil.disk_usage(path).free} bytes are free: {problem}")
+
+
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _DAMAGE = ("Corruption", "does not exist", "No such file", "Not implemented", "Invalid argument")
 
 
@@ -50,7 +59,9 @@ def _raise(path: Path, error: Exception) -> NoReturn:
     text = str(error)
     if "lock hold" in text.lower() or "While lock file" in text:
         raise StoreLockedError(path, text) from error
-    if any(text.startswith(kind) or kind in text for kind in _DAMAGE):
+    if any(kind in text for kind in _FULL):
+        raise StoreFullError(path, text) from error
+    if any(kind in text for kind in _DAMAGE):
         raise StoreCorruptError(path, text) from error
     raise StoreError(path, text) from error
 
@@ -88,10 +99,6 @@ class RocksStore:
         """The value, or None."""
         value: bytes | None = self._call(self._db.get, key)
         return value
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the order of `keys`."""
-        return list(self._call(self._db.get, list(keys))) if keys else []
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end, ascending, as of the call."""

@@ -16,10 +16,6 @@ class Store(Protocol):
         """The value, or None."""
         ...
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the order of `keys`."""
-        ...
-
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end, ascending, as of the call. Exhaust or close it before the next write."""
         ...

@@ -20,6 +20,17 @@ def test_a_change_comes_back(table: str, value: bytes | None) -> None:
     assert changelog.state_changes([row], CODEC) == [change]
 
 
+def test_of_each_state_row_only_the_last_counts_and_of_keys_all_do() -> None:
+    def task(row: bytes | None, name: bytes = b"a") -> Change:
+        return Change(table=keys.TASK, key=name, value=row)
+
+    changes = [task(b"1"), task(b"x", b"b"), task(None), task(b"2"), task(None, b"b")]
+    rows = [changelog.state_row(change, CODEC) for change in changes]
+    assert sorted(changelog.state_changes(rows, CODEC), key=lambda c: c.key) == [task(b"2"), task(None, b"b")]
+    ended = [Change(table=keys.KEY, key=b"a", value=encode_row(KEY_ROW))] * 2
+    assert changelog.keys_changes([changelog.keys_row(c, CODEC) for c in ended], CODEC) == ended
+
+
 def test_a_key_row_is_readable_by_any_avro_reader() -> None:
     change = Change(table=keys.KEY, key=b"task", value=encode_row(KEY_ROW))
     key, value = changelog.keys_row(change, CODEC)

@@ -8,7 +8,9 @@ import pytest
 from laxity.streams.state.changelog import Row
 from laxity.streams.state.restore import (
     COPY_AGE_MS_MAX,
+    REREADS_MAX,
     Batch,
+    Copy,
     OffsetGone,
     Position,
     position,
@@ -43,7 +45,7 @@ class Log:
         for at in range(0, len(todo), self.batch_size):
             part = todo[at : at + self.batch_size]
             yield Batch(rows=[self.rows[offset] for offset in part], next=part[-1] + 1)
-        yield Batch(rows=(), next=self.end)
+        yield Batch(rows=(), next=self.end, ended=True)
 
 
 def derive(store: Store, rows: Sequence[Row]) -> list[Write]:
@@ -124,8 +126,64 @@ def test_a_copy_older_than_the_tombstones_is_not_trusted(store: Store) -> None:
     restore(store, log, derive, now_ms=NOW_MS)
     log.rows, log.end = {}, 2  # deleted, and the tombstone compacted away
     done = restore(store, log, derive, now_ms=NOW_MS + COPY_AGE_MS_MAX + 1)
-    assert "old" in done.wiped
+    assert "tombstones" in done.wiped
     assert contents(store) == {}
+
+
+def test_a_copy_that_never_met_the_end_is_as_old_as_its_beginning(store: Store) -> None:
+    """Read on a little every five days it would pass a tombstone that is gone by then."""
+    log, day_ms = Log(), 86_400_000
+    for n in range(6):
+        log.add(b"k%d" % n, b"v")
+    copy = Copy(store, log.topic_id, derive, NOW_MS)
+    batches = log.read(None)
+    copy.apply(next(batches), NOW_MS)
+    later = Copy(store, log.topic_id, derive, NOW_MS + 5 * day_ms)
+    assert (later.wiped, later.next) == ("", 2)
+    later.apply(next(batches), NOW_MS + 5 * day_ms)
+    assert "tombstones" in Copy(store, log.topic_id, derive, NOW_MS + 7 * day_ms).wiped
+    assert contents(store) == {}
+
+
+def test_one_that_met_the_end_is_young_again(store: Store) -> None:
+    log, day_ms = Log(), 86_400_000
+    log.add(b"k", b"v")
+    restore(store, log, derive, now_ms=NOW_MS)
+    restore(store, log, derive, now_ms=NOW_MS + 5 * day_ms)
+    assert restore(store, log, derive, now_ms=NOW_MS + 10 * day_ms).wiped == ""
+
+
+@dataclass
+class Shrinking(Log):
+    """Retention takes the head away while it is read, so many times."""
+
+    losses: int = 0
+
+    def read(self, start: int | None) -> Iterator[Batch]:
+        batches = super().read(start)
+        yield next(batches)
+        if self.losses:
+            self.losses -= 1
+            self.first += 1
+            raise OffsetGone(f"offset {self.first} is gone")
+        yield from batches
+
+
+def test_a_head_that_is_deleted_under_the_reader_is_read_again_from_the_new_one(store: Store) -> None:
+    log = Shrinking(losses=REREADS_MAX)
+    for n in range(9):
+        log.add(b"k%d" % n, b"v%d" % n)
+    done = restore(store, log, derive, now_ms=NOW_MS)
+    assert done.wiped == f"offset {REREADS_MAX} is gone"
+    assert {key for key in contents(store) if key[:1] == b"d"} == {b"dk%d" % n for n in range(REREADS_MAX, 9)}
+
+
+def test_one_that_is_deleted_faster_than_it_is_read_is_an_error_not_a_loop(store: Store) -> None:
+    log = Shrinking(losses=REREADS_MAX + 1)
+    for n in range(9):
+        log.add(b"k%d" % n, b"v%d" % n)
+    with pytest.raises(OffsetGone):
+        restore(store, log, derive, now_ms=NOW_MS)
 
 
 def test_a_young_copy_is_kept_when_the_clock_stepped_back(store: Store) -> None:

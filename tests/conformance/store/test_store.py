@@ -14,7 +14,6 @@ def rows(store: Store, start: bytes = b"", end: bytes = b"\xff" * 40) -> list[tu
 
 def test_a_missing_key_is_none(store: Store) -> None:
     assert store.get(b"nothing") is None
-    assert store.get_many([]) == []
     assert rows(store) == []
 
 
@@ -22,11 +21,6 @@ def test_an_empty_value_is_a_value(store: Store) -> None:
     store.write([(b"k", b"")])
     assert store.get(b"k") == b""
     assert rows(store) == [(b"k", b"")]
-
-
-def test_get_many_keeps_the_order_and_the_gaps(store: Store) -> None:
-    store.write([(b"a", b"1"), (b"b", b"2")])
-    assert store.get_many([b"b", b"x", b"a", b"b"]) == [b"2", None, b"1", b"2"]
 
 
 def test_later_writes_of_a_key_win(store: Store) -> None:
@@ -131,4 +125,4 @@ def test_it_behaves_as_a_sorted_dict(
                 model[key] = value
         assert rows(store) == sorted(model.items())
     assert rows(store) == sorted(model.items())
-    assert store.get_many(list(model)) == list(model.values())
+    assert [store.get(key) for key in model] == list(model.values())
