@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from laxity.schemas import limits
+from laxity.schemas.masking import masked
 from laxity.schemas.topics import Compatibility
 
 TIMEOUT_S = 5.0
@@ -40,6 +41,7 @@ class Registry:
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._url = url.rstrip("/")
+        self._shown = masked(self._url)  # in errors
         self._http = httpx.Client(
             timeout=TIMEOUT_S,
             follow_redirects=False,
@@ -84,7 +86,7 @@ class Registry:
                 return None
             raise
         if not isinstance(text := answer.get("schema"), str):
-            raise RegistryError(f"{self._url}: schema {registry_id} came without text")
+            raise RegistryError(f"{self._shown}: schema {registry_id} came without text")
         return text
 
     def set_compatibility(self, subject: str, mode: Compatibility) -> None:
@@ -97,7 +99,7 @@ class Registry:
                 method, self._url + path, content=json.dumps(body) if body else None
             )
         except httpx.HTTPError as error:
-            raise RegistryUnavailable(f"registry {self._url}: {type(error).__name__}: {error}") from error
+            raise RegistryUnavailable(f"registry {self._shown}: {type(error).__name__}: {error}") from error
         document = self._document(response)
         if response.is_success:
             return document
@@ -106,7 +108,7 @@ class Registry:
     def _document(self, response: httpx.Response) -> dict[str, Any]:
         if len(response.content) > 2 * limits.SCHEMA_BYTES_MAX:  # JSON in JSON: every quote is escaped
             raise RegistryError(
-                f"{self._url}: answer of {len(response.content)} bytes, limit {2 * limits.SCHEMA_BYTES_MAX}"
+                f"{self._shown}: answer of {len(response.content)} bytes, limit {2 * limits.SCHEMA_BYTES_MAX}"
             )
         try:
             document = response.json()
@@ -116,7 +118,7 @@ class Registry:
             return document
         if response.is_success:
             raise RegistryError(
-                f"{self._url}: answered {response.status_code} without a JSON object: not a schema registry?"
+                f"{self._shown}: answered {response.status_code} without a JSON object: not a schema registry?"
             )
         return {}
 
@@ -125,7 +127,7 @@ class Registry:
     ) -> RegistryError:
         code = document.get("error_code", response.status_code)
         code = code if isinstance(code, int) else response.status_code
-        text = f"registry {self._url}: {method} {path}: {response.status_code}, error {code}: {document.get('message', '')}"
+        text = f"registry {self._shown}: {method} {path}: {response.status_code}, error {code}: {document.get('message', '')}"
         if response.status_code >= 500:
             return RegistryUnavailable(text, code)
         return (IncompatibleSchema if code in _INCOMPATIBLE else RegistryError)(text, code)

@@ -35,7 +35,9 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `laxity` script."""
-    from laxity.infra.cli.output import errors_on_one_line  # noqa: PLC0415
+    from laxity.infra.cli.output import errors_on_one_line, mask  # noqa: PLC0415
+    from laxity.schemas.masking import guard_tracebacks  # noqa: PLC0415
 
+    guard_tracebacks(mask())
     with errors_on_one_line():
         build()(prog_name="laxity")

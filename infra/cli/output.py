@@ -1,11 +1,14 @@
 """What all commands share: exit codes, one-line errors, one JSON document, tables."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, NoReturn
+
+from laxity.schemas.masking import Mask, mask_of
 
 
 class ExitCode(IntEnum):
@@ -37,23 +40,31 @@ class CommandError(Exception):
         return " ".join(text.split())
 
 
+def mask() -> Mask:
+    """Of this command's own secrets: whatever it prints goes through it."""
+    return mask_of(os.environ)
+
+
 def print_json(document: Any) -> None:
     """The one document of `--json`, on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")  # ASCII: no foreign text may drive a terminal
+    sys.stdout.write(
+        mask()(json.dumps(document, indent=2)) + "\n"
+    )  # ASCII: no foreign text may drive a terminal
 
 
 def note(text: str) -> None:
     """A line for people, on stderr, so that stdout stays what the command is for."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(mask()(text) + "\n")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as their longest cell, on stdout; plain text, so that it can be piped."""
     cells = [tuple(headers), *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    hide = mask()
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+        sys.stdout.write(hide(line.rstrip()) + "\n")
 
 
 def fail(error: CommandError) -> NoReturn:

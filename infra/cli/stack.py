@@ -20,9 +20,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 
 def stack_settings(data_dir: Path | None) -> Any:
     """StackSettings of the environment, with the flag on top."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
     from laxity.infra.local.settings import StackSettings  # noqa: PLC0415
 
-    settings = StackSettings()
+    try:
+        settings = StackSettings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"LAXITY_{'_'.join(map(str, first['loc']))}".upper()
+        raise CommandError(f"{name}: {first['msg']}", code=ExitCode.USAGE) from error
     return settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
 
 
@@ -81,7 +88,10 @@ def status(
     data_dir: DataDirOption = None,
     json: JsonOption = False,
     env: Annotated[
-        bool, typer.Option("--env", help="LAXITY_… lines for other programs: env $(laxity status --env) …")
+        bool,
+        typer.Option(
+            "--env", help="LAXITY_… lines with passwords for other programs: export $(laxity status --env)"
+        ),
     ] = False,
 ) -> None:
     """Show what runs, where, and since when. Exit code 3 if nothing does."""
@@ -91,7 +101,7 @@ def status(
     if json:
         print_json(found)
     elif running and env:
-        _print_environment(found["endpoints"])
+        _print_environment(data_dir)
     elif running:
         _print_status(found)
     else:
@@ -108,11 +118,12 @@ def _print_status(found: dict[str, Any]) -> None:
     print_table(("name", "state", "pid", "address", "restarts", "log"), rows)
 
 
-def _print_environment(addresses: dict[str, str | None]) -> None:
-    from laxity.infra.local.endpoints import Endpoints  # noqa: PLC0415
+def _print_environment(data_dir: Path | None) -> None:
+    """With passwords: this is the one output that is for programs to connect by."""
+    from laxity.infra.local.endpoints import Endpoints, endpoints  # noqa: PLC0415
 
-    made = Endpoints(**{name: address or "" for name, address in addresses.items()})
-    sys.stdout.writelines(f"{name}={value}\n" for name, value in made.environment().items())
+    found = endpoints(_data(data_dir).root) or Endpoints()
+    sys.stdout.writelines(f"{name}={value}\n" for name, value in found.environment().items())
 
 
 @app.command()

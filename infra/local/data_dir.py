@@ -60,11 +60,12 @@ class DataDir:
         return path
 
     def create(self) -> None:
-        """Make the directory and its log folder."""
+        """Make the directory, for its owner only, and its log folder."""
         try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StackError(f"cannot create {self.logs}", str(error), "choose another --data-dir") from error
+            raise StackError(f"cannot create {self.root}", str(error), "choose another --data-dir") from error
 
 
 def write_private(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from laxity.infra.local.artifacts import load_lock
+from laxity.infra.local.doctor_security import connection_findings, file_findings
 from laxity.infra.local.doctor_services import service_findings
 from laxity.infra.local.endpoints import Endpoints, endpoints
 from laxity.infra.local.errors import StackError
@@ -88,17 +89,22 @@ def _jars(plan: StackPlan) -> list[Finding]:
     return [Finding(name="jars", level=Level.OK, detail=detail)]
 
 
-def _services(plan: StackPlan) -> list[Finding]:
+def _reachable(plan: StackPlan) -> Endpoints:
+    """Given services, else those of the running stack."""
     running = endpoints(plan.data.root) or Endpoints()
-    found = Endpoints(
+    return Endpoints(
         kafka=plan.existing_kafka or running.kafka,
         registry=plan.existing_registry or running.registry,
         redis=plan.existing_redis or running.redis,
     )
+
+
+def _services(plan: StackPlan) -> list[Finding]:
+    found = _reachable(plan)
     if not found.environment():
         detail = f"nothing runs in {plan.data.root}"
         return [Finding(name="stack", level=Level.OK, detail=detail, remedy="laxity up --detach starts it")]
-    return service_findings(found)
+    return [*service_findings(found), *connection_findings(found)]
 
 
 def examine(settings: StackSettings) -> list[Finding]:
@@ -111,5 +117,6 @@ def examine(settings: StackSettings) -> list[Finding]:
         *_jars(plan),
         _folder("data directory", plan.data.root),
         _folder("cache", plan.cache_dir),
+        *file_findings(plan.data.root),
         *_services(plan),
     ]

@@ -1,27 +1,16 @@
 """The part of `laxity doctor` that asks servers: given ones, or those of the running stack."""
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.findings import Finding, Level
 from laxity.infra.local.probes import ANSWER_TIMEOUT_S, http_probe, kafka_probe, redis_probe
 from laxity.infra.local.redis_server import VERSION_MIN
 from laxity.infra.local.redis_versions import Version, unpatched
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL's host is this machine by name or address; a unix socket is."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix" or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+from laxity.schemas.masking import masked
+from laxity.schemas.safety import is_loopback
 
 
 def server_version(info: dict[str, Any]) -> tuple[str, Version]:
@@ -44,12 +33,16 @@ def judge_redis(url: str, info: dict[str, Any]) -> Finding:
     return Finding(name="redis server", level=Level.OK, detail=shown)
 
 
-async def _redis_info(url: str) -> dict[str, Any]:
+async def _redis_version(url: str) -> Finding:
     from redis.asyncio import Redis  # noqa: PLC0415
+    from redis.exceptions import NoPermissionError  # noqa: PLC0415
 
     client = Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
     try:
-        return dict(await client.info("server"))
+        return judge_redis(url, dict(await client.info("server")))
+    except NoPermissionError:
+        detail = "this user may not ask for the version"
+        return Finding(name="redis server", level=Level.WARN, detail=detail, remedy="ask as a scheduler")
     finally:
         await client.aclose()
 
@@ -67,10 +60,9 @@ async def _ask(found: Endpoints) -> AsyncIterator[Finding]:
         if reason:
             yield Finding(name=name, level=Level.ERROR, detail=reason, remedy="laxity status")
             continue
-        shown = urlsplit(address).netloc.rpartition("@")[2] if name == "redis" else address
-        yield Finding(name=name, level=Level.OK, detail=f"answers at {shown}")
+        yield Finding(name=name, level=Level.OK, detail=f"answers at {masked(address)}")
         if name == "redis":
-            yield judge_redis(address, await _redis_info(address))
+            yield await _redis_version(address)
 
 
 def service_findings(found: Endpoints) -> list[Finding]:

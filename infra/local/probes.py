@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from laxity.schemas.masking import masked
+
 Probe = Callable[[], Awaitable[str | None]]
 
 ANSWER_TIMEOUT_S = 2.0  # a server under start-up load may take a second for its first answer
@@ -18,8 +20,8 @@ def http_probe(url: str) -> Probe:
             async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:
                 status = (await client.get(url)).status_code
         except httpx.HTTPError as error:
-            return f"{url}: {str(error) or type(error).__name__}"
-        return None if status == httpx.codes.OK else f"{url} answers {status}"
+            return f"{masked(url)}: {str(error) or type(error).__name__}"
+        return None if status == httpx.codes.OK else f"{masked(url)} answers {status}"
 
     return probe
 
@@ -39,16 +41,25 @@ def _kafka_answer(bootstrap: str) -> str | None:
     from confluent_kafka import KafkaException  # noqa: PLC0415  # keeps --help quick
     from confluent_kafka.admin import AdminClient  # noqa: PLC0415
 
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, "client.id": "laxity-probe"})
+    from laxity.schemas.settings import SettingsError, settings  # noqa: PLC0415
+
+    ours: dict[str, str | int | float | bool] = {
+        "bootstrap.servers": bootstrap,
+        "log_level": 0,
+        "client.id": "laxity-probe",
+    }
     try:
+        admin = AdminClient({**settings().kafka_properties(), **ours})
         admin.list_topics(timeout=ANSWER_TIMEOUT_S)
     except KafkaException as error:
         return f"{bootstrap}: {error.args[0].str()}"
+    except SettingsError as error:
+        return str(error)
     return None
 
 
 def kafka_probe(bootstrap: str) -> Probe:
-    """Ready when an admin client gets the metadata."""
+    """Ready when an admin client gets the metadata, with the caller's own properties (TLS, SASL)."""
 
     async def probe() -> str | None:
         return await _connects(bootstrap) or await asyncio.to_thread(_kafka_answer, bootstrap)
@@ -57,15 +68,17 @@ def kafka_probe(bootstrap: str) -> Probe:
 
 
 def redis_probe(url: str) -> Probe:
-    """Ready when PING answers (not while it loads its file)."""
+    """Ready when PING answers (not while it loads its file). A user that may not PING has been let in, too."""
 
     async def probe() -> str | None:
         from redis.asyncio import Redis  # noqa: PLC0415
-        from redis.exceptions import RedisError  # noqa: PLC0415
+        from redis.exceptions import NoPermissionError, RedisError  # noqa: PLC0415
 
         client = Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
         try:
             await client.ping()
+        except NoPermissionError:
+            return None
         except (RedisError, OSError) as error:
             return str(error) or type(error).__name__
         finally:
@@ -93,5 +106,5 @@ async def _ensure_compatibility(base_url: str) -> str | None:
                 answer = await client.put(f"{base_url}/config", json={"compatibility": "FULL_TRANSITIVE"})
             answer.raise_for_status()
     except (httpx.HTTPError, ValueError) as error:
-        return f"{base_url}/config: {str(error) or type(error).__name__}"
+        return f"{masked(base_url)}/config: {str(error) or type(error).__name__}"
     return None

@@ -4,10 +4,11 @@ from typing import Any
 
 from laxity.infra.local.data_dir import DataDir, read_record
 from laxity.infra.local.endpoints import supervisor_of
+from laxity.schemas.masking import masked
 
 
 def describe(data: DataDir) -> tuple[bool, dict[str, Any]]:
-    """Whether a supervisor runs in the data directory, and what its record says."""
+    """Whether a supervisor runs in the data directory, and what its record says. Passwords in addresses are masked."""
     record = read_record(data)
     if record is None or supervisor_of(record) is None:
         nowhere = dict.fromkeys(("kafka", "registry", "redis", "provider"))
@@ -21,7 +22,7 @@ def describe(data: DataDir) -> tuple[bool, dict[str, Any]]:
     return True, {
         "data_dir": str(data.root),
         "ready": record["ready"],
-        "endpoints": {name: address or None for name, address in record["endpoints"].items()},
+        "endpoints": {name: masked(address) or None for name, address in record["endpoints"].items()},
         "processes": [{key: row[key] for key in row if key != "id"} for row in record["processes"]],
         "provider_ledger": record["provider_ledger"],
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from enum import StrEnum
 
 import structlog
+
+from laxity.schemas.masking import Mask, guard_tracebacks, mask_of
 
 FIELD_CHARS_MAX = 2_048  # a hostile text must not fill a disk
 
@@ -36,15 +39,25 @@ class Event(StrEnum):
     KAFKA = "kafka.error"  # warning: what the client library reports
 
 
-def _shorten(_logger: object, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    for name, value in fields.items():
-        if isinstance(value, str) and len(value) > FIELD_CHARS_MAX:
-            fields[name] = value[:FIELD_CHARS_MAX] + "…"
-    return fields
+class _Shorten:
+    """Masks before it cuts: half a secret would be none that a mask knows."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+
+    def __call__(
+        self, _logger: object, _method: str, fields: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        for name, value in fields.items():
+            if isinstance(value, str) and len(value) > FIELD_CHARS_MAX:
+                fields[name] = self._mask(value)[:FIELD_CHARS_MAX] + "…"
+        return fields
 
 
 def configure(level: str = "info") -> None:
-    """Once per process. `level`: debug, info, warning or error."""
+    """Once per process. `level`: debug, info, warning or error. Lines and tracebacks are masked."""
+    mask = mask_of(os.environ)
+    guard_tracebacks(mask)
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
@@ -52,8 +65,9 @@ def configure(level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _shorten,
+            _Shorten(mask),
             structlog.processors.JSONRenderer(ensure_ascii=True),
+            lambda _logger, _method, line: mask(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),

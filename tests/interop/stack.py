@@ -47,11 +47,13 @@ def running(data_dir: Path) -> Iterator[Stack]:
     try:
         _laxity("up", "--detach", "--data-dir", str(data_dir), limit_s=UP_S)
         status: dict[str, Any] = json.loads(_laxity("status", "--json", "--data-dir", str(data_dir)))
+        lines = _laxity("status", "--env", "--data-dir", str(data_dir)).splitlines()
+        env = dict(line.split("=", 1) for line in lines)
         yield Stack(
             data_dir=data_dir,
-            kafka=status["endpoints"]["kafka"],
-            registry=status["endpoints"]["registry"],
-            redis=status["endpoints"]["redis"],
+            kafka=env["LAXITY_KAFKA"],
+            registry=env["LAXITY_REGISTRY_URL"],
+            redis=env["LAXITY_REDIS_URL"],
             provider_ledger=Path(status["provider_ledger"]),
         )
     finally:

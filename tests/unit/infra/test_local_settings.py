@@ -3,6 +3,7 @@
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from laxity.infra.local.artifacts import load_lock
 from laxity.infra.local.broker import BROKER_SETTINGS, properties
 from laxity.infra.local.containers import KAFKA_IMAGE, REDIS_IMAGE, REGISTRY_IMAGE, broker_environment
 from laxity.infra.local.data_dir import DataDir, held, read_record, redis_password
-from laxity.infra.local.doctor_services import is_loopback, judge_redis, server_version
+from laxity.infra.local.doctor_services import judge_redis, server_version
 from laxity.infra.local.errors import ConfigurationError, StackError
 from laxity.infra.local.findings import Level
 from laxity.infra.local.java import JAVA_VERSION_MIN, Java
@@ -25,11 +26,12 @@ from laxity.infra.local.redis_server import parse_version as redis_version
 from laxity.infra.local.redis_versions import unpatched
 from laxity.infra.local.schema_registry import environment
 from laxity.infra.local.settings import StackSettings
+from laxity.schemas.safety import is_loopback
 
 COMPOSE = Path(__file__).parents[3] / "infra" / "compose.yaml"
 
 
-def settings(tmp_path: Path, **given: str) -> StackSettings:
+def settings(tmp_path: Path, **given: Any) -> StackSettings:
     return StackSettings(data_dir=tmp_path, cache_dir=tmp_path / "cache", **given)
 
 
