@@ -98,6 +98,7 @@ def test_protected_properties_are_refused_with_the_reason(key: str, tmp_path: Pa
 def test_security_passes_through_verbatim(tmp_path: Path) -> None:
     file = tmp_path / "kafka.properties"
     file.write_text("# secrets\n\nsasl.username = me\nsasl.password=a=b #c\nlinger.ms=7\n", encoding="utf-8")
+    file.chmod(0o600)
     place = PLACE.model_copy(update={"kafka_config": file})
     env = {
         "LAXITY_KAFKA__SECURITY__PROTOCOL": "SASL_SSL",
