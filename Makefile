@@ -12,7 +12,7 @@ JOBS ?= 2
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep kills interop lint format types imports docs bench lock lock-check build clean
+.PHONY: help demo test check check-deep kills defects interop lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -34,6 +34,9 @@ check-deep: $(STAMP) ## also the slow tests, with more seeds
 
 kills: $(STAMP) ## kill -9 every process twice under 5,000 tasks, then replay and restore (about 10 min)
 	PYTHONPATH=tests $(BIN)/python tests/chaos/kills.py $(ARGS)
+
+defects: $(STAMP) ## plant each defect of the catalogue, alone: the tests must find it (about 5 min)
+	PYTHONPATH=tests $(BIN)/python tests/defects/run.py $(ARGS)
 
 interop: $(STAMP) ## clients that are not ours read and write every topic (needs Node, npm, a JDK, Maven; 2 to 8 min)
 	@PYTHONPATH=tests $(BIN)/python tests/interop/tools.py

@@ -1,0 +1,164 @@
+"""Defects that a careless change could bring, each at one place, and the tests that must find it.
+
+`tests/unit/test_defects.py` holds that every text is still where this says, so that the catalogue does not rot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CRASHES = "tests/simulation/test_crashes.py"
+LEDGER = "tests/conformance/ledger"
+TWIN = "tests/property/test_ledger_twin.py"
+TOPOLOGY = "tests/topology"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """In `path`, `sound` (there exactly once) becomes `planted`."""
+
+    path: str
+    sound: str
+    planted: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """`breaks`: what would be lost. `tests`: pytest's arguments; the first that fails has found it."""
+
+    name: str
+    breaks: str
+    changes: tuple[Change, ...]
+    tests: tuple[str, ...]
+
+
+def _one(path: str, sound: str, planted: str) -> tuple[Change, ...]:
+    return (Change(path=path, sound=sound, planted=planted),)
+
+
+DEFECTS = (
+    Defect(
+        name="apply-before-commit",
+        breaks="I17: the store holds what was never committed",
+        changes=(
+            Change(
+                path="streams/simulator/host.py",
+                sound="        log.commit(self._id, self._epoch, self._news(effects), offsets, now_ms)\n"
+                '        self._reach("after_commit")\n',
+                planted="",
+            ),
+            Change(
+                path="streams/simulator/host.py",
+                sound='        self._reach("after_apply")\n',
+                planted="        log.commit(self._id, self._epoch, self._news(effects), offsets, now_ms)\n"
+                '        self._reach("after_apply")\n',
+            ),
+        ),
+        tests=(CRASHES,),
+    ),
+    Defect(
+        name="kept-after-an-abort",
+        breaks="I1, I16: the next batch builds on one that never happened",
+        changes=_one(
+            "streams/scheduler.py",
+            "        self._tables.drop()\n        self._open = None\n\n    # inside",
+            "        self._open = None\n\n    # inside",
+        ),
+        tests=(CRASHES,),
+    ),
+    Defect(
+        name="no-owner-epoch",
+        breaks="I9, I18: a zombie shard releases what its successor holds (scripts)",
+        changes=_one("streams/ledger/lua/base.lua", "  if owner_epoch < known then return false end\n", ""),
+        tests=(LEDGER, TWIN),
+    ),
+    Defect(
+        name="no-ledger-epoch",
+        breaks="I7: a ledger that forgot admits before it was told what stands",
+        changes=_one(
+            "streams/ledger/lua/base.lua",
+            "  return reported and tonumber(reported) == owner_epoch and 'ok' or 'recovering'\n",
+            "  return 'ok'\n",
+        ),
+        tests=(LEDGER, TWIN),
+    ),
+    Defect(
+        name="refund-on-unknown",
+        breaks="I8: LLM tokens of a call that may have happened are sold again",
+        changes=_one(
+            "streams/ledger/lua/settle.lua",
+            "if unclaimed == 1 and reservation[CLAIMED] == NO then",
+            "if unclaimed == 1 or reservation[CLAIMED] == NO then",
+        ),
+        tests=(LEDGER, TWIN),
+    ),
+    Defect(
+        name="renewal-of-the-dead",
+        breaks="I9: a lapsed lease comes back to life while another holds its slot",
+        changes=_one("streams/ledger/lua/base.lua", "  if expires <= now then return nil end\n", ""),
+        tests=(LEDGER, TWIN),
+    ),
+    Defect(
+        name="keys-forgotten-early",
+        breaks="I2: a replay of retained triggers runs them again",
+        changes=_one("schemas/limits.py", "    15 * 24 * 3_600_000\n", "    5 * 24 * 3_600_000\n"),
+        tests=("tests/unit/schemas",),
+    ),
+    Defect(
+        name="restore-stops-early",
+        breaks="I16: a restored shard lacks what was committed last",
+        changes=_one(
+            "streams/state/restore.py",
+            "self._derive(self._store, batch.rows) if",
+            "self._derive(self._store, batch.rows[:-1]) if",
+        ),
+        tests=("tests/conformance/store",),
+    ),
+    Defect(
+        name="reads-from-the-end",
+        breaks="I1: what was accepted while nobody read is skipped",
+        changes=_one("schemas/kafka_properties.py", 'Because("earliest",', 'Because("latest",'),
+        tests=("tests/unit/schemas",),
+    ),
+    Defect(
+        name="dead-letters-encoded-anew",
+        breaks="I14: the letter is not what was sent",
+        changes=_one(
+            "streams/letters.py",
+            "        value=record.value,\n",
+            '        value=record.value and record.value.decode("utf-8", "replace").encode(),\n',
+        ),
+        tests=(TOPOLOGY,),
+    ),
+    Defect(
+        name="unfenced-completion",
+        breaks="I3, I9: a late outcome of an old dispatch ends the new one",
+        changes=_one(
+            "streams/completion.py",
+            "return row.state in LEASED and fence == (row.generation, row.dispatch_no)",
+            "return row.state in LEASED and fence <= (row.generation, row.dispatch_no)",
+        ),
+        tests=(TOPOLOGY, CRASHES),
+    ),
+    Defect(
+        name="admits-nan",
+        breaks="I7: a demand that compares with nothing is always granted",
+        changes=_one(
+            "streams/ledger/lua/base.lua",
+            "local number = string.find(value, '^%d+$') and #value <= 16 and tonumber(value)",
+            "local number = tonumber(value)",
+        ),
+        tests=(LEDGER, "tests/integration/test_ledger_redis.py"),
+    ),
+    Defect(
+        name="commits-before-the-outcome",
+        breaks="I1: the runner passes a dispatch whose outcome is not durable",
+        changes=_one(
+            "consumers/intake.py",
+            "        partition.watermark.received(record.offset)\n",
+            "        partition.watermark.received(record.offset)\n"
+            "        partition.watermark.finished(record.offset)\n",
+        ),
+        tests=("tests/unit/consumers",),
+    ),
+)
