@@ -78,7 +78,7 @@ async def _serve(  # noqa: PLR0917 - one caller, right above
 ) -> None:
     names, name, metrics = where.names, runner_name(clock), RunnerMetrics()
     sink = KafkaOutcomes(
-        clients.producer(),
+        clients.outcomes_producer(),
         codec=codec,
         topic=names.full("outcomes"),
         loop=asyncio.get_running_loop(),

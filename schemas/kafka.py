@@ -78,8 +78,14 @@ class KafkaClients:
         return self._producer(p.SHARD_PRODUCER, fixed={"transactional.id": self._names.full(name)})
 
     def producer(self) -> Producer:
-        """Idempotent, for triggers and outcomes."""
+        """Idempotent, for triggers: a record that cannot be written in time is told."""
         return self._producer(p.PUBLISHER, fixed={})
+
+    def outcomes_producer(self) -> Producer:
+        """Idempotent, for outcomes: waits for a broker as long as it takes, whatever the user set for publishers."""
+        return self._producer(
+            p.OUTCOMES, fixed={"message.timeout.ms": p.OUTCOMES["message.timeout.ms"].value}
+        )
 
     def admin(self) -> AdminClient:
         """For provisioning and tools."""

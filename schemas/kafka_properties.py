@@ -95,6 +95,13 @@ PUBLISHER: Final[Table] = {
     "queue.buffering.max.kbytes": Because(65_536, "see queue.buffering.max.messages"),
 }
 
+OUTCOMES: Final[Table] = {
+    "message.timeout.ms": Because(
+        0, "never given up: a record in doubt would be written again, and its counts with it"
+    ),
+    "queue.buffering.max.kbytes": Because(65_536, "then the runner waits and asks again"),
+}
+
 SHARD_PRODUCER: Final[Table] = {
     "transaction.timeout.ms": Because(
         5_000, "readers stand at a dead owner's open transaction for no longer"

@@ -14,7 +14,7 @@ from laxity.streams import letters, reports, urgency
 from laxity.streams.batch import Batch
 from laxity.streams.effects import Record
 from laxity.streams.lifecycle import LEASED, Cause, State
-from laxity.streams.reasons import Reason
+from laxity.streams.reasons import BOUNCES, Reason
 
 HISTORY_MAX = 32  # notes kept in the row; each is some 100 bytes
 NOTE_CHARS_MAX = 256
@@ -22,6 +22,7 @@ BOUNCE_BACKOFF_MS = (
     250  # doubles with each bounce in a row: a runner that refuses everything must not spin the shard
 )
 BOUNCE_BACKOFF_MS_MAX = 30_000
+UNREADABLE_MAX = 8  # refusals within half a minute: by then every runner that there is has had its turn
 
 
 def complete(batch: Batch, record: Record) -> None:
@@ -34,7 +35,7 @@ def complete(batch: Batch, record: Record) -> None:
         original = letters.original_of(record, batch.place.prefix)
         batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
         return
-    if outcome.original is not None:
+    if outcome.original is not None and not outcome.task_id:
         batch.write(letters.of_record(batch.place, None, outcome.original, Reason.POISON, outcome.message))
         return
     sound, problem = reports.vetted(outcome)
@@ -48,7 +49,7 @@ def complete(batch: Batch, record: Record) -> None:
 def _apply(batch: Batch, outcome: Outcome, record: Record) -> None:
     row = batch.tables.task(outcome.task_id)
     if row is None or not _is_current(row, outcome):
-        if outcome.kind in _FINAL:
+        if outcome.kind in _FINAL and outcome.original is None:
             tier = 0 if row is None else row.tier
             batch.tell(
                 "late_completion",
@@ -111,6 +112,9 @@ def _succeeded(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, recor
 
 
 def _failed(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    if outcome.original is not None:
+        _unreadable(batch, task_id, row, outcome, record)
+        return
     batch.settle(task_id, row, outcome.used)
     row = _noted(_ended(row), outcome.code or "failed", outcome.message, record.timestamp_ms)
     if outcome.code == Reason.POISON:
@@ -149,7 +153,15 @@ def _unknown(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record:
 def _bounced(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, _record: Record) -> None:
     """Ask the ledger to take the reservation back; a running task's lease decides, and so does a claimed one's."""
     if row.state == State.DISPATCHED and not row.revoking:
-        batch.tables.put_task(task_id, replace(row, revoking="bounce", reason=outcome.code or Reason.BOUNCED))
+        reason = outcome.code if outcome.code in BOUNCES else Reason.BOUNCED
+        batch.tables.put_task(task_id, replace(row, revoking="bounce", reason=reason))
+
+
+def _unreadable(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: Record) -> None:
+    """The runner cannot read what this shard wrote. Another release of it may: a bounce that is noted, and counted by its notes."""
+    if row.state == State.DISPATCHED and not row.revoking:
+        noted = _noted(row, Reason.POISON, outcome.message, record.timestamp_ms)
+        batch.tables.put_task(task_id, replace(noted, revoking="bounce", reason=Reason.POISON))
 
 
 Handler = Callable[[Batch, str, TaskRow, Outcome, Record], None]
@@ -232,7 +244,13 @@ def _is_cancelled(batch: Batch, task_id: str, row: TaskRow, happened_ms: int, *,
 
 
 def bounced(batch: Batch, task_id: str, row: TaskRow) -> None:
-    """The reservation was taken back before any claim: it surely never started. Again after a short, growing wait."""
+    """The reservation was taken back before any claim: it surely never started. Again after a short, growing wait.
+
+    What UNREADABLE_MAX runners could not read is a dead letter: the original of the task, which can be redriven.
+    """
+    if sum(note.code == Reason.POISON for note in row.history) >= UNREADABLE_MAX:
+        batch.end(task_id, row, Cause.DIE, Reason.POISON)
+        return
     if row.bounces == 0 and row.reason != Reason.NO_AGENT:
         give_back(batch, task_id, replace(row, bounces=1), row.reason)
         return

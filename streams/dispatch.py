@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from laxity.schemas.addresses import Address, headers_of
 from laxity.schemas.identity import reservation_id
 from laxity.schemas.records import Dispatch, SettleRow, TaskRow, Trigger
 from laxity.schemas.serde import encode_row
@@ -216,8 +217,14 @@ def _dispatch(batch: Batch, nomination: Nomination, grant: Grant) -> None:
             key=task_id.encode(),
             value=encode_row(_order(batch, task_id, row, grant)),
             schema=Dispatch,
-            headers=(("laxity-tier", TIERS[row.tier].encode()),),
+            headers=headers_of(_address(batch, task_id, row), TIERS[row.tier]),
         )
+    )
+
+
+def _address(batch: Batch, task_id: str, row: TaskRow) -> Address:
+    return Address(
+        shard=batch.place.shard, task_id=task_id, generation=row.generation, dispatch_no=row.dispatch_no
     )
 
 

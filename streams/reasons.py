@@ -32,8 +32,14 @@ class Reason(StrEnum):
     SUCCEEDED = "succeeded"
     RETRY = "retry"  # backing off after a failure, or tried again after it
     YIELDED = "yielded"
-    BOUNCED = "bounced"
+    BOUNCED = "bounced"  # for no reason that we know
     NO_AGENT = "no_agent"  # the runner knows no agent of this type
+    LATE = "late"  # too late to begin, for a firm task
+    DRAINING = "draining"  # the runner ends
+    REDELIVERED = "redelivered"  # read again after a rebalance or a restart
+    OTHER_RUNNER = "other_runner"  # its partition moved: it was meant for another runner
+    FENCED = "fenced"  # the ledger says that it is another runner's
+    UNAVAILABLE = "unavailable"  # the ledger did not answer the runner in time
     NEVER_STARTED = "never_started"  # the lease lapsed before any start: no attempt spent
     LEASE_LAPSED = "lease_lapsed"
     OUTCOME_UNKNOWN = "outcome_unknown"
@@ -50,3 +56,21 @@ class Reason(StrEnum):
     INVALID = "invalid"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"  # the key is taken by another type or payload
     NO_FLEET = "no_fleet"  # the type's fleet is not configured
+
+
+BOUNCES = frozenset(
+    {
+        Reason.BOUNCED,
+        Reason.NO_AGENT,
+        Reason.LATE,
+        Reason.DRAINING,
+        Reason.REDELIVERED,
+        Reason.OTHER_RUNNER,
+        Reason.GONE,
+        Reason.FENCED,
+        Reason.CANCELLED,
+        Reason.RECOVERING,
+        Reason.UNAVAILABLE,
+    }
+)
+"""Why a runner did not take up a dispatch."""

@@ -13,11 +13,14 @@ from laxity.schemas.timing import Clock, Millis
 from laxity.schemas.topics import TIERS
 from laxity.streams.effects import Effects
 from laxity.streams.lifecycle import TERMINAL, State
+from laxity.streams.reasons import BOUNCES, Reason
 from laxity.streams.runtime.inbox import Taken
 from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.state.keys import SETTLE
 
 OTHER = "other"  # types and resources that are not configured share one label
+WAITING = frozenset({State.READY, State.DELAYED})
+REFUSALS = BOUNCES | {Reason.POISON}  # why a dispatch came back without an attempt
 WATCHED_MAX = 2_048  # ready tasks per tier whose wait is watched: the first to come are the longest to wait
 
 
@@ -95,6 +98,9 @@ class ShardMeter:
         else:
             ready.pop(event.task_id, None)
         metrics.dispatched.labels(tier).inc(sum(step.after == State.DISPATCHED for step in event.transitions))
+        for step in event.transitions:
+            if step.before == State.DISPATCHED and step.after in WAITING and step.reason in REFUSALS:
+                metrics.bounced.labels(step.reason).inc()
         if event.state in TERMINAL:
             metrics.ended.labels(tier, event.state).inc()
             if event.missed_by_ms > 0:

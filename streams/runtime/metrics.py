@@ -69,6 +69,9 @@ class Metrics:
         )
         self.ended = counter("tasks_ended_total", "Tasks that reached a terminal state.", "tier", "state")
         self.dispatched = counter("dispatched_total", "Attempts handed to a runner.", "tier")
+        self.bounced = counter(
+            "dispatch_bounced_total", "Dispatches that came back without an attempt.", "reason"
+        )
         self.depth = gauge("queue_depth", "Tasks that wait to be dispatched.", "tier", "shard")
         self.oldest_wait = gauge(
             "oldest_wait_seconds",

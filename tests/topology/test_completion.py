@@ -158,7 +158,11 @@ def test_the_dispatch_carries_what_the_runner_needs() -> None:
     assert (output.partition, output.key, output.headers) == (
         0,
         task_id().encode(),
-        (("laxity-tier", b"high"),),
+        (
+            ("laxity-tier", b"high"),
+            ("laxity-shard", b"0"),
+            ("laxity-reservation", f"{task_id()}:0:1".encode()),
+        ),
     )
     assert (dispatch.payload, dispatch.content_type, dispatch.headers) == (b"\x00\xff", "x/y", {"a": "b"})
     assert (dispatch.latest_start_ms, dispatch.firm, dispatch.estimate_ms) == (START_MS + 7_000, True, 2_000)

@@ -24,7 +24,7 @@ from builders import (
 )
 
 from laxity.schemas.records import Command, Dispatch, KeyRow
-from laxity.streams.completion import BOUNCE_BACKOFF_MS, BOUNCE_BACKOFF_MS_MAX
+from laxity.streams.completion import BOUNCE_BACKOFF_MS, BOUNCE_BACKOFF_MS_MAX, UNREADABLE_MAX
 from laxity.streams.leases import REVOKES_PER_CALL_MAX
 from laxity.streams.ledger.vetting import vet_exchange
 
@@ -113,6 +113,63 @@ def test_a_storm_of_bounces_backs_off_and_a_start_forgives(code: str) -> None:
     assert b.live().attempt == 0
     b.step(b.outcome("started"), say=silent)
     assert b.live().bounces == 0
+
+
+def test_a_bounce_for_no_reason_that_we_know_is_told_as_a_bounce() -> None:
+    b = Bench()
+    b.dispatched()
+    effects = b.step(b.outcome("bounced", code="x" * 5_000), say=verdicts("revoked"))
+    assert [t.reason for t in events(effects)[0].transitions] == ["bounced"]
+
+
+def unreadable(b: Bench, **over: Any) -> Any:
+    """What a runner reports that cannot read the live dispatch but for its headers."""
+    raw = original(b.record("dispatch.default", b"\x00junk"))
+    return b.outcome("failed", code="poison", message="schema_unknown: schema id 7", original=raw, **over)
+
+
+def test_a_dispatch_that_no_runner_can_read_becomes_the_dead_letter_of_its_task() -> None:
+    b = Bench()
+    record = b.trigger(deadline_ms=START_MS + 3_600_000)
+    b.step(record)
+    for refusal in range(1, UNREADABLE_MAX + 1):
+        assert b.live().dispatch_no == refusal
+        effects = b.step(unreadable(b), say=verdicts("revoked"))
+        if refusal < UNREADABLE_MAX:
+            assert not letters(effects), "another runner may read it"
+            b.now_ms = max(b.now_ms, b.live().due_ms)
+            b.step()
+    assert b.now_ms < START_MS + 60_000
+    (event,) = events(effects)
+    assert (event.state, event.code, event.message, event.attempt) == (
+        "DEAD", "poison", "schema_unknown: schema id 7", 0,
+    )  # fmt: skip
+    (letter,) = letters(effects)
+    assert (letter.topic, letter.value) == ("dlq.normal", record.value)
+    assert (header(letter, "reason"), header(letter, "attempts")) == ("poison", "0")
+    b.step(b.command("redrive", generation=1, original=original(record)))
+    assert (b.live().state, b.live().generation) == ("DISPATCHED", 1)
+
+
+def test_one_runner_that_can_read_it_is_enough() -> None:
+    b = Bench()
+    b.dispatched(deadline_ms=START_MS + 3_600_000)
+    for _ in range(UNREADABLE_MAX - 1):
+        b.step(unreadable(b), say=verdicts("revoked"))
+        b.now_ms = max(b.now_ms, b.live().due_ms)
+        b.step()
+    b.step(b.outcome("started"), say=silent)
+    (event,) = events(b.step(b.outcome("succeeded")))
+    assert (event.state, event.attempt) == ("SUCCEEDED", 1)
+
+
+@pytest.mark.parametrize("state", ["DISPATCHED", "RUNNING", "UNKNOWN"])
+def test_an_old_or_needless_report_of_bytes_changes_nothing(state: str) -> None:
+    b = in_state(state)
+    before = b.live()
+    stale = unreadable(b, dispatch_no=before.dispatch_no + 1)
+    effects = b.step(stale, *([] if state == "DISPATCHED" else [unreadable(b)]), say=verdicts("revoked"))
+    assert (b.live(), events(effects), letters(effects)) == (before, [], [])
 
 
 def test_bounces_in_bulk_go_out_in_bounded_calls_until_all_are_answered() -> None:

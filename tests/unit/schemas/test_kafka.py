@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer
@@ -30,7 +31,12 @@ def test_every_client_is_accepted_by_librdkafka() -> None:
         made.agents_consumer("default"),
         made.reader("tail"),
     ]
-    producers = [made.producer(), made.shard_producer(0), made.transactional_producer("operator")]
+    producers = [
+        made.producer(),
+        made.outcomes_producer(),
+        made.shard_producer(0),
+        made.transactional_producer("operator"),
+    ]
     assert made.admin() is not None
     for consumer in consumers:
         assert isinstance(consumer, Consumer)
@@ -59,7 +65,7 @@ def test_what_exactly_once_rests_on() -> None:
         assert found["check.crcs"] is True
         assert found["enable.partition.eof"] is True
         assert found["group.id"] == f"p.{group}"
-    for table in (p.PUBLISHER, p.SHARD_PRODUCER):
+    for table in (p.PUBLISHER, p.OUTCOMES, p.SHARD_PRODUCER):
         made_with = made.producer_properties(table, {})
         assert made_with["acks"] == "all"
         assert made_with["enable.idempotence"] is True
@@ -67,6 +73,15 @@ def test_what_exactly_once_rests_on() -> None:
     shard = made.producer_properties(p.SHARD_PRODUCER, {"transactional.id": "p.scheduler.3"})
     assert int(shard["message.timeout.ms"]) < int(shard["transaction.timeout.ms"]) == 5_000
     assert shard["transactional.id"] == "p.scheduler.3"
+
+
+def test_an_outcome_is_never_given_up_whatever_publishers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = clients(LAXITY_KAFKA__MESSAGE__TIMEOUT__MS="1000")
+    seen: list[Any] = []
+    monkeypatch.setattr("laxity.schemas.kafka.Producer", lambda found, **_: seen.append(found))
+    made.producer()
+    made.outcomes_producer()
+    assert [found["message.timeout.ms"] for found in seen] == ["1000", 0]
 
 
 def test_client_ids_tell_role_host_and_number() -> None:

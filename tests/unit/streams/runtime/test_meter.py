@@ -61,6 +61,24 @@ def test_what_happens_to_triggers_is_counted_by_kind() -> None:
     assert value(metrics, "batch_records_total", topic="outcomes") == 4
 
 
+def test_dispatches_that_came_back_are_counted_by_reason() -> None:
+    def step(before: str, after: str, reason: str) -> Transition:
+        return Transition(before=before, after=after, reason=reason, at_ms=4_000)
+
+    steps = (
+        step("DISPATCHED", "DELAYED", "no_agent"),
+        step("DELAYED", "READY", "retry"),
+        step("READY", "DISPATCHED", "granted"),
+        step("DISPATCHED", "READY", "redelivered"),
+        step("DISPATCHED", "READY", "yielded"),
+        step("DISPATCHED", "DELAYED", "poison"),
+        step("DISPATCHED", "CANCELLED", "cancelled"),
+    )
+    metrics, _ = measured([event("transitions", "CANCELLED", transitions=steps)])
+    found = {reason: value(metrics, "dispatch_bounced_total", reason=reason) for reason in ("no_agent", "redelivered", "poison", "yielded", "cancelled")}  # fmt: skip
+    assert found == {"no_agent": 1, "redelivered": 1, "poison": 1, "yielded": None, "cancelled": None}
+
+
 def test_reserved_and_used_have_one_label_per_resource_whatever_the_keys() -> None:
     order = Dispatch(
         task_id="t", tenant="a", run_id="r", key="k", type="echo", shard=0, generation=0, dispatch_no=1, attempt=1,
