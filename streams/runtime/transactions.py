@@ -8,18 +8,24 @@ TransactionError
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from laxity.schemas.kafka import quiet_logger
 from laxity.schemas.timing import Clock, Millis
 from laxity.streams.runtime.codes import FENCED, error_of
 from laxity.streams.runtime.crashpoints import reach
 
 CALL_S_MAX = 2.0  # a commit or abort that takes longer may still be under way when the next one begins
 INIT_S_MAX = 10.0  # init waits for the previous transaction of this id to end, at most its timeout of 5 s
+# librdkafka sends a commit again by itself when the coordinator's connection is lost, and only its log tells of it: error_cb does not.
+TELLING: Mapping[str, object] = {"log.connection.close": True, "log_level": 6}
+COORDINATOR_LOST = re.compile(r"\[thrd:TxnCoordinator].* in state UP\b")  # not one that could not be made
 Headers = Sequence[tuple[str, bytes | None]]
 
 
@@ -50,6 +56,21 @@ class FencedError(TransactionError):
     """A newer owner exists."""
 
 
+class _Listener:
+    """librdkafka's log: calls `lost` when the coordinator's connection was, and passes on what is a warning at least."""
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        self._lost = lost
+        self._to = quiet_logger()
+
+    def log(self, level: int, text: str, *arguments: object) -> None:
+        """As a Logger's."""
+        if COORDINATOR_LOST.search(text % arguments):
+            self._lost()
+        if level >= logging.WARNING:
+            self._to.log(level, text, *arguments)
+
+
 class Transactions:
     """The producer of one transactional id; replaced by a new one whenever its last commit or abort was not smooth.
 
@@ -78,7 +99,7 @@ class Transactions:
         """
         self._should_stop = should_stop or self._should_stop
         self.close()
-        self._producer = Producer({**self._properties, "error_cb": self._on_error})
+        self._producer = Producer({**self._properties, **TELLING, "logger": _Listener(self._on_lost)})
         self._disturbed = False
         while True:
             try:
@@ -92,8 +113,8 @@ class Transactions:
             else:
                 return
 
-    def _on_error(self, _: KafkaError) -> None:
-        """A broker went away, or all of them: an answer may be lost."""
+    def _on_lost(self) -> None:
+        """The coordinator's connection: a commit that was under way on it may still arrive, after the one that was sent instead."""
         self._disturbed = True
 
     def commit(

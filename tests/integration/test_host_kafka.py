@@ -123,7 +123,7 @@ def test_nobody_fences_while_a_living_process_names_the_shard(bench: Bench) -> N
     named = [False]
     shard = bench.transactions("s0", is_named_by_others=lambda: named[0])
     shard.commit([bench.message("state", b"1")], (), None)
-    shard._on_error(None)  # type: ignore[arg-type]
+    shard._on_lost()
     named[0] = True
     with pytest.raises(FencedError, match="another living process"):
         shard.commit([bench.message("state", b"2")], (), None)

@@ -1,0 +1,179 @@
+"""The faults of the proxy, on a real cluster: each bites, and ours survive it."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from chaos.brokers import Brokers, java_hash
+from chaos.holding import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, TXN_OFFSET_COMMIT, Held, Hold
+from chaos.proxy import CLEAR, Proxy, Weather
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+
+from laxity.schemas import kafka_properties as tables
+from laxity.schemas.kafka import KafkaClients
+from laxity.schemas.settings import settings
+from laxity.schemas.timing import SystemClock
+from laxity.streams.runtime.transactions import Message, Transactions
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+CLOCK = SystemClock()
+EDGE = "client"
+HELD_MS = 2_500  # long enough for the retry and for another transaction to be open
+OUTDATED = {47, 90}  # INVALID_PRODUCER_EPOCH, PRODUCER_FENCED
+
+
+def wait_for(what: Callable[[], object], text: str, ms: int = 40_000) -> None:
+    until, pause = CLOCK.monotonic_ms() + ms, threading.Event()
+    while not what():
+        assert CLOCK.monotonic_ms() < until, f"not within {ms} ms: {text}"
+        pause.wait(0.02)
+
+
+class Bench:
+    """A topic of its own on the cluster, and clients that go through the proxy."""
+
+    def __init__(self, cluster: Brokers) -> None:
+        self.cluster = cluster
+        self.name = f"t{uuid.uuid4().hex[:8]}"
+        self.direct = {"bootstrap.servers": cluster.bootstrap()}
+        found = settings(kafka=cluster.bootstrap(EDGE), prefix=f"{self.name}.")
+        self.clients = KafkaClients(found, role="test")
+        admin = self.clients.admin()  # named, so that it lives until the answer is there
+        admin.create_topics([NewTopic(self.name, 1, -1)])[self.name].result(30)
+
+    def shard(self) -> Transactions:
+        fixed: dict[str, tables.Value] = {"transactional.id": self.name}
+        return Transactions(self.clients.producer_properties(tables.SHARD_PRODUCER, fixed), CLOCK)
+
+    def message(self, value: bytes) -> Message:
+        return Message(self.name, 0, b"k", value)
+
+    def hold(self, hold: Hold) -> None:
+        """At whichever broker the request will arrive."""
+        for edge in self.cluster.edges(EDGE):
+            edge.hold(hold)
+
+    def held(self) -> list[Held]:
+        """Those of this test."""
+        every = (held for edge in self.cluster.edges(EDGE) for held in edge.held())
+        return [held for held in every if self.name.encode() in held.request.frame]
+
+    def heal(self) -> None:
+        for edge in self.cluster.edges(EDGE):
+            edge.disarm()
+            edge.turn(CLEAR)
+
+    def committed(self) -> list[bytes | None]:
+        """What a reader that waits for commits sees now."""
+        more: dict[str, Any] = {"group.id": "r", "enable.partition.eof": True, "enable.auto.commit": False}
+        consumer = Consumer(self.direct | more)
+        consumer.assign([TopicPartition(self.name, 0, 0)])
+        found = []
+        try:
+            while (message := consumer.poll(20)) is not None and message.error() is None:
+                found.append(message.value())
+        finally:
+            consumer.close()
+        return found
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
+    """A single node: enough for faults of the wire."""
+    with (
+        Proxy(seed=1) as proxy,
+        Brokers(tmp_path_factory.mktemp("one"), count=1, proxy=proxy, edges=[EDGE]) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def bench(one: Brokers) -> Iterator[Bench]:
+    made = Bench(one)
+    yield made
+    made.heal()
+
+
+def test_java_hashes_as_java_does() -> None:
+    assert java_hash("laxity.scheduler.0") == abs(_by_hand("laxity.scheduler.0"))
+    assert java_hash("polygenelubricants") == 0, "the string whose hash is the smallest integer"
+    assert java_hash("abc") == 96_354
+
+
+def _by_hand(text: str) -> int:
+    total = 0
+    for char in text:
+        total = total * 31 + ord(char)
+    return (total + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def test_an_old_end_of_transaction_ends_the_next_one_of_a_producer_that_goes_on(bench: Bench) -> None:
+    properties = bench.clients.producer_properties(
+        tables.SHARD_PRODUCER, {"transactional.id": bench.name, "transaction.timeout.ms": 30_000}
+    )
+    producer = Producer(properties)
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(bench.name, b"first")
+    bench.hold(Hold(api_key=END_TXN, hold_ms=HELD_MS, drop_after_ms=0, part=bench.name.encode()))
+    producer.commit_transaction(20)
+    (held,) = bench.held()
+    assert held.retried_ms is not None, "the client sent it again, and that one passed"
+    producer.begin_transaction()
+    producer.produce(bench.name, b"second")
+    producer.flush(20)
+    assert bench.committed() == [b"first"]
+    wait_for(lambda: bench.held()[0].answer is not None, "the old bytes are answered")
+    assert bench.held()[0].landed()
+    assert bench.held()[0].error_code() == 0, "the broker takes them for the end of the second"
+    wait_for(lambda: bench.committed() == [b"first", b"second"], "what nobody committed is read")
+
+
+def test_an_old_end_of_transaction_does_nothing_to_a_shard(bench: Bench) -> None:
+    consumer, shard = bench.clients.reader("shard"), bench.shard()
+    shard.commit([bench.message(b"first")], (), None)
+    bench.hold(Hold(api_key=END_TXN, hold_ms=HELD_MS, drop_after_ms=0, part=bench.name.encode()))
+    offsets = [TopicPartition(bench.name, 0, 1)]
+    shard.commit([bench.message(b"second")], offsets, consumer.consumer_group_metadata())
+    shard.commit([bench.message(b"third")], offsets, consumer.consumer_group_metadata())
+    wait_for(lambda: bench.held()[0].answer is not None, "the old bytes are answered")
+    assert bench.held()[0].landed()
+    assert bench.held()[0].error_code() in OUTDATED
+    shard.close()
+    consumer.close()
+    assert bench.committed() == [b"first", b"second", b"third"]
+
+
+@pytest.mark.parametrize("api_key", [END_TXN, ADD_PARTITIONS_TO_TXN, PRODUCE, TXN_OFFSET_COMMIT])
+def test_a_kind_of_request_can_be_held(bench: Bench, api_key: int) -> None:
+    consumer = bench.clients.reader("held")
+    shard = bench.shard()
+    shard.commit([bench.message(b"first")], (), None)
+    bench.hold(Hold(api_key=api_key, hold_ms=600))
+    begun = CLOCK.monotonic_ms()
+    offsets = [TopicPartition(bench.name, 0, 1)]
+    shard.commit([bench.message(b"second")], offsets, consumer.consumer_group_metadata())
+    assert CLOCK.monotonic_ms() - begun >= 600
+    assert [held.request.api_key for held in bench.held()[-1:]] == [api_key]
+    shard.close()
+    consumer.close()
+
+
+def test_nothing_passes_a_partition(bench: Bench) -> None:
+    producer = bench.clients.producer()
+    delivered: list[object] = []
+    for edge in bench.cluster.edges(EDGE):
+        edge.turn(Weather(up=False))
+    producer.produce(bench.name, b"late", on_delivery=lambda error, _: delivered.append(error))
+    assert producer.flush(0.5) == 1
+    assert bench.committed() == []
+    bench.heal()
+    assert producer.flush(20) == 0
+    assert delivered == [None]
+    assert bench.committed() == [b"late"]
