@@ -73,6 +73,13 @@ RESTORE: Final[Table] = {
     "queued.max.messages.kbytes": Because(16_384, "throughput counts, order of arrival does not"),
 }
 
+STANDBY: Final[Table] = {
+    "enable.partition.eof": Because(True, "a copy that met the end of its changelog is young"),
+    "fetch.min.bytes": Because(
+        65_536, "nobody waits for a copy: the broker may gather for fetch.wait.max.ms"
+    ),
+}
+
 AGENTS: Final[Table] = {
     "fetch.wait.max.ms": Because(100, "a dispatch is short; nobody gains from batching it"),
     "max.poll.interval.ms": Because(60_000, "the poll thread never blocks a second: a minute means it hangs"),

@@ -17,11 +17,12 @@ from laxity.schemas.kafka import KafkaClients, quiet_logger
 from laxity.schemas.serde import Codec
 from laxity.schemas.settings import Settings, SettingsError
 from laxity.schemas.timing import SystemClock
-from laxity.streams.ledger.limits import Limits
+from laxity.streams.ledger.limits import FLEET_PREFIX, Limits
 from laxity.streams.ledger.redis import RedisLedger
 from laxity.streams.ledger.wakes import Wakes
 from laxity.streams.runtime.board import RedisBoard
 from laxity.streams.runtime.cluster import Cluster, ClusterError
+from laxity.streams.runtime.copies import Copies
 from laxity.streams.runtime.core import Core, MakeCore
 from laxity.streams.runtime.health import HealthServer, application
 from laxity.streams.runtime.host import Host, Parts, Readers
@@ -29,12 +30,14 @@ from laxity.streams.runtime.ledger_line import LedgerLine
 from laxity.streams.runtime.liveness import Liveness
 from laxity.streams.runtime.meter import Known, ShardMeter
 from laxity.streams.runtime.metrics import Metrics
-from laxity.streams.runtime.ownership import Premises
+from laxity.streams.runtime.ownership import Premises, changelog_ids
 from laxity.streams.runtime.reader import Reader
+from laxity.streams.runtime.rendezvous import Wishes
 from laxity.streams.runtime.settings import HostSettings
 from laxity.streams.runtime.shard import Shard, Surroundings
 from laxity.streams.runtime.sources import ANCHOR, BULK, INPUTS, URGENT
-from laxity.streams.runtime.stores import StateDirectory
+from laxity.streams.runtime.standby import Standby
+from laxity.streams.runtime.stores import StateDirectory, derivations
 from laxity.streams.runtime.transactions import Transactions
 from laxity.streams.scheduler import Scheduler
 from laxity.streams.state.changelog import CHANGELOGS
@@ -93,11 +96,14 @@ class Assembly:
         me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         before = directory.remembered()
         liveness = Liveness(me=me, board=self._board, clock=clock, rescue=host.rescue, before=before)
+        copies = Copies(directory, derivations(self._codec), clock, gone=metrics.standby_ended)
+        standby = self._standby(copies, liveness, metrics)
         around = Surroundings(
             clock=clock,
             line=line,
             reading=readers,
             naming=liveness,
+            copies=copies,
             directory=directory,
             producer_properties=self._producer_properties,
             busy_shards=host.busy_shards,
@@ -113,6 +119,7 @@ class Assembly:
             clock=clock,
             readers=readers,
             liveness=liveness,
+            standby=standby,
             line=line,
             directory=directory,
             metrics=metrics,
@@ -124,7 +131,8 @@ class Assembly:
         )
 
     def _premises(self, shard: int, metrics: Metrics) -> Callable[[Callable[[], bool]], Premises]:
-        known = Known(types=self._config.types, resources=self._config.resources)
+        fleets = (FLEET_PREFIX + name for name in self._config.fleets)
+        known = Known(types=self._config.types, resources={*self._config.resources, *fleets})
 
         def make(should_stop: Callable[[], bool]) -> Premises:
             return Premises(
@@ -165,6 +173,19 @@ class Assembly:
             return HealthServer(app, host=self._knobs.http_host, port=self._knobs.http_port)
 
         return make
+
+    def _standby(self, copies: Copies, liveness: Liveness, metrics: Metrics) -> Standby:
+        return Standby(
+            copies=copies,
+            wishes=Wishes(liveness.me, shards=self._shards, count=self._knobs.standbys),
+            living=liveness.living,
+            topic_ids=lambda: changelog_ids(self._cluster, self._settings.prefix),
+            prefix=self._settings.prefix,
+            consumer=lambda: self._consumer(tables.STANDBY),
+            clock=self._clock,
+            lag=metrics.standby_lag,
+            failed=self.host.failed,
+        )
 
     # Kafka clients
 

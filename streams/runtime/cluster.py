@@ -8,7 +8,6 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
-    KafkaError,
     KafkaException,
     Message,
     TopicCollection,
@@ -172,32 +171,30 @@ class KafkaChangelog:
     def _read(self, consumer: Consumer, offset: int) -> Iterator[Batch]:
         consumer.assign([TopicPartition(self._topic, self._partition, offset)])
         while not self._should_stop():
-            batch = self._batch(burst(consumer, RESTORE_POLL_S))
+            batch = batch_of(burst(consumer, RESTORE_POLL_S))
             if batch is not None:
                 yield batch
                 reach("mid_restore")
                 if batch.ended:
                     return
 
-    def _batch(self, messages: Sequence[Message[bytes, bytes]]) -> Batch | None:
-        rows: list[tuple[bytes, bytes | None]] = []
-        end, ended = -1, False
-        for message in messages:
-            error = message.error()
-            if error is None:
-                rows.append((message.key() or b"", message.value()))
-                end, ended = offset_of(message) + 1, False
-            elif error.code() == PARTITION_EOF:
-                end, ended = offset_of(message), True
-            else:
-                self._judge(error)
-        return None if end < 0 else Batch(rows=rows, next=end, ended=ended)
 
-    def _judge(self, error: KafkaError) -> None:
-        if error.code() in OUT_OF_RANGE:
-            raise OffsetGone(f"{self._topic}/{self._partition}: {error.str()}")
-        if not error.retriable():
-            raise ClusterError(f"{self._topic}/{self._partition}: {error.str()}")
+def batch_of(messages: Sequence[Message[bytes, bytes]]) -> Batch | None:
+    """Messages of one partition, in order; None where they tell nothing. Raises OffsetGone, or ClusterError for what does not pass by itself."""
+    rows: list[tuple[bytes, bytes | None]] = []
+    end, ended = -1, False
+    for message in messages:
+        error = message.error()
+        if error is None:
+            rows.append((message.key() or b"", message.value()))
+            end, ended = offset_of(message) + 1, False
+        elif error.code() == PARTITION_EOF:
+            end, ended = offset_of(message), True
+        elif error.code() in OUT_OF_RANGE:
+            raise OffsetGone(f"{message.topic()}/{message.partition()}: {error.str()}")
+        elif not error.retriable():
+            raise ClusterError(f"{message.topic()}/{message.partition()}: {error.str()}")
+    return None if end < 0 else Batch(rows=rows, next=end, ended=ended)
 
 
 def burst(consumer: Consumer, wait_s: float) -> list[Message[bytes, bytes]]:

@@ -17,6 +17,7 @@ from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.runtime.reader import Membership, Reader
 from laxity.streams.runtime.shard import Shard
+from laxity.streams.runtime.standby import Standby
 from laxity.streams.runtime.stores import StateDirectory
 from laxity.streams.runtime.transactions import TransactionError, Transactions
 
@@ -61,6 +62,7 @@ class Parts:
     clock: Clock
     readers: Readers
     liveness: Liveness
+    standby: Standby
     line: LedgerLine
     directory: StateDirectory
     metrics: Metrics
@@ -205,7 +207,13 @@ class Host:
         wakes = threading.Thread(
             target=parts.listen, args=(self._woken, self._stopping), name="wakes", daemon=True
         )
-        threads: list[threading.Thread] = [parts.liveness, wakes, parts.readers.bulk, parts.readers.urgent]
+        threads: list[threading.Thread] = [
+            parts.liveness,
+            wakes,
+            parts.readers.bulk,
+            parts.readers.urgent,
+            parts.standby,
+        ]
         self._log.info(Event.STARTED, directory=str(parts.directory.root), port=health.port)
         for thread in threads:
             thread.start()
@@ -225,6 +233,8 @@ class Host:
             reader.stop()
         for reader in (parts.readers.urgent, parts.readers.bulk):
             reader.join(JOIN_S_MAX)
+        parts.standby.stop()
+        parts.standby.join(JOIN_S_MAX)
         parts.liveness.stop()
         wakes.join(JOIN_S_MAX)
         parts.line.close()

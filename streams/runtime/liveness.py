@@ -117,9 +117,12 @@ class Watch:
 
     def named(self) -> frozenset[int]:
         """Shards that some other process, not known to be dead, has, as of the last reading."""
+        return frozenset(shard for shards in self.living().values() for shard in shards)
+
+    def living(self) -> dict[str, frozenset[int]]:
+        """The other processes that are not known to be dead, and the shards they have."""
         dead = self.dead()
-        living = (seen.shards for name, seen in self._seen.items() if name not in dead)
-        return frozenset(shard for shards in living for shard in shards)
+        return {name: seen.shards for name, seen in self._seen.items() if name not in dead}
 
     def is_ours(self, process: str) -> bool:
         """Whether we are the one who sees to a dead process: our own predecessor, and all others for the first survivor by name."""
@@ -186,6 +189,13 @@ class Liveness(threading.Thread):
 
     def _named(self) -> frozenset[int]:
         return self._watch.named() if self._watch.is_current(self._clock.monotonic_ms()) else frozenset()
+
+    def living(self) -> dict[str, frozenset[int]]:
+        """All living processes, this one included, and the shards they have; empty where the board has been away for DEAD_AFTER_MS."""
+        with self._lock:
+            if not self._watch.is_current(self._clock.monotonic_ms()):
+                return {}
+            return self._watch.living() | {self.me: frozenset(self._shards)}
 
     def run(self) -> None:
         """Until stopped."""

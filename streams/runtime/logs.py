@@ -30,6 +30,7 @@ class Event(StrEnum):
     WIPED = "shard.wiped"  # warning: the local copy was useless, with the reason
     RESTORING = "shard.restoring"  # info: progress
     RESTORED = "shard.restored"  # info: rows, milliseconds
+    STANDBY = "shard.standby"  # info: a warm copy of another process's shard is kept here, or no longer; warning: it cannot be
     RUNNING = "shard.running"  # info: positions
     ABORTED = "batch.aborted"  # warning: nothing was written, the same input is tried again
     LEDGER_SILENT = "ledger.silent"  # warning: no answer in time, once per outage

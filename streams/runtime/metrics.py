@@ -113,3 +113,10 @@ class Metrics:
         )
         self.starts_over = counter("shard_starts_over_total", "Ownerships that ended in an error.", "shard")
         self.shards = gauge("shards_running", "Shards that this process runs.")
+        self.standby_lag = gauge(
+            "standby_lag", "Changelog records that a warm copy of another process's shard lacks.", "shard"
+        )
+
+    def standby_ended(self, shard: int) -> None:
+        """There is no copy of it here any more."""
+        self.standby_lag.remove(str(shard))

@@ -46,10 +46,10 @@ class Premises:
     should_stop: Callable[[], bool]
 
 
-def topic_ids(premises: Premises) -> dict[str, str]:
-    """Ids of the changelogs, by name without prefix."""
-    found = premises.cluster.topic_ids([premises.prefix + name for name in CHANGELOGS])
-    return {name: found[premises.prefix + name] for name in CHANGELOGS}
+def changelog_ids(cluster: Cluster, prefix: str) -> dict[str, str]:
+    """Kafka's ids of the changelogs, by name without prefix. Raises ClusterError."""
+    found = cluster.topic_ids([prefix + name for name in CHANGELOGS])
+    return {name: found[prefix + name] for name in CHANGELOGS}
 
 
 def restore_stores(premises: Premises, stores: Stores) -> None:

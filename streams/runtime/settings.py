@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 BACKLOG_MAX = (
     500_000  # waiting tasks per shard and tier: some 100 MB of state; beyond it triggers wait in Kafka
 )
+STANDBYS = 1  # with two processes every takeover is a warm one
 
 
 class HostSettings(BaseSettings):
@@ -27,6 +28,7 @@ class HostSettings(BaseSettings):
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one
     accept_skip: Annotated[tuple[str, ...], NoDecode] = ()  # TOPIC:PARTITION:OFFSET, separated by commas
+    standbys: Annotated[int, Field(ge=0)] = STANDBYS  # processes beside the owner that copy a shard; 0: none
     backlog_max: Annotated[int, Field(ge=1)] = BACKLOG_MAX
     log_level: str = "info"
 

@@ -14,6 +14,7 @@ from laxity.schemas.timing import Clock, Millis
 from laxity.streams.runtime import ownership
 from laxity.streams.runtime.batches import Batches, Work
 from laxity.streams.runtime.cluster import ClusterError
+from laxity.streams.runtime.copies import Copies
 from laxity.streams.runtime.core import Core
 from laxity.streams.runtime.cycle import Cycle, World
 from laxity.streams.runtime.inbox import Inbox, InputLost
@@ -25,7 +26,7 @@ from laxity.streams.runtime.positions import SkipRefused
 from laxity.streams.runtime.sources import OUTCOMES
 from laxity.streams.runtime.stores import StateDirectory, Stores, wipe_damaged
 from laxity.streams.runtime.transactions import FencedError, TransactionError, Transactions
-from laxity.streams.state.rocks import StoreCorruptError, StoreError
+from laxity.streams.state.rocks import StoreCorruptError, StoreLockedError
 
 START_OVER_MS = 1_000  # at most once a second
 HELD_MS = 20  # in a planned hand-over the other one's name goes within a batch; each try asks the board
@@ -73,6 +74,7 @@ class Surroundings:
     line: LedgerLine
     reading: Reading
     naming: Naming
+    copies: Copies
     directory: StateDirectory
     producer_properties: Callable[[int], Mapping[str, object]]
     busy_shards: Callable[[], int]
@@ -91,6 +93,8 @@ class Shard(threading.Thread):
         self.status = "starting"
         self.refusal = ""
         self.busy_ms: Millis = 0
+        self._entered_ms: Millis = around.clock.monotonic_ms()
+        self._took_ms: dict[str, Millis] = {}
         self.released = threading.Event()  # told to end, and no batch is under way any more
         self._around = around
         self._clock = around.clock
@@ -121,14 +125,19 @@ class Shard(threading.Thread):
         """One ownership after the other until stopped."""
         try:
             self._wait_for_those_before()
-            while not self._ending.is_set():
-                self._ending.wait(self._one_ownership() / 1000)
-        except Exception as error:  # noqa: BLE001 - a bug: the process ends, another one takes the shard
+            if not self._ending.is_set():
+                with self._around.copies.claimed(self.shard):
+                    self._live()
+        except Exception as error:  # noqa: BLE001 - a disk that refuses, or a bug: the process ends, another one takes the shard
             self._around.failed(error)
         finally:
             self.status = "ended"
             self.released.set()
             self._premises.meter.gone()
+
+    def _live(self) -> None:
+        while not self._ending.is_set():
+            self._ending.wait(self._one_ownership() / 1000)
 
     def _wait_for_those_before(self) -> None:
         for thread in self._before:
@@ -158,7 +167,7 @@ class Shard(threading.Thread):
             return 0
         except SkipRefused as error:
             return self._refused(error)
-        except (TransactionError, ClusterError, StoreError, InputLost) as error:
+        except (TransactionError, ClusterError, StoreCorruptError, StoreLockedError, InputLost) as error:
             return self._starts_over(error)
         return 0
 
@@ -177,7 +186,7 @@ class Shard(threading.Thread):
         return REFUSED_MS
 
     def _starts_over(self, error: Exception) -> Millis:
-        self.status = "starting over"
+        self.status, self.refusal = "starting over", f"starting over: {error}"
         if isinstance(error, StoreCorruptError):
             wipe_damaged(error)  # else the same block would end each ownership
         event = Event.FENCED if isinstance(error, FencedError) else Event.STARTS_OVER
@@ -187,23 +196,33 @@ class Shard(threading.Thread):
 
     def _own(self, transactions: Transactions, closing: ExitStack) -> None:
         premises = self._premises
-        self.status = "fencing"
+        self._enter("fencing")
         transactions.fence(self._ending.is_set)
-        ids = ownership.topic_ids(premises)
+        ids = ownership.changelog_ids(premises.cluster, premises.prefix)
         stores = Stores.open(self._around.directory.shard(self.shard), ids)
         closing.callback(stores.close)
-        self.status = "restoring"
+        self._enter("restoring")
         ownership.restore_stores(premises, stores)
         core = ownership.make_core(premises, stores)
         cycle = Cycle(core, self._world(stores, transactions))
-        self.status = "taking over"
+        self._enter("taking over")
         cycle.take_over()
+        self._enter("reconciling")
         cycle.reconcile()
+        self._enter("looking up positions")
         starts = ownership.starts(premises, core)
         cycle.pending.skipped += [start.accepted for start in starts.values() if start.accepted]
+        self._enter("attaching")
         self._read({name: start.offset for name, start in starts.items()})
-        self.status, self.refusal = "running", ""
+        self._enter("running")
+        self.refusal = ""
         Batches(self._work(core, cycle, stores)).run()
+
+    def _enter(self, status: str) -> None:
+        """The next step; how long each took is told with the last one."""
+        now_ms = self._clock.monotonic_ms()
+        self._took_ms[self.status] = now_ms - self._entered_ms
+        self.status, self._entered_ms = status, now_ms
 
     def _work(self, core: Core, cycle: Cycle, stores: Stores) -> Work:
         return Work(
@@ -243,7 +262,7 @@ class Shard(threading.Thread):
         self._settle(self._around.reading.attach(self._inbox, positions))
         if self._ending.is_set():
             raise Stopped
-        self._log.info(Event.RUNNING, positions=dict(positions))
+        self._log.info(Event.RUNNING, positions=dict(positions), took_ms=self._took_ms)
 
     def _settle(self, answers: list[Future[None]]) -> None:
         """Wait for the readers, unless we are to end: the one that revokes us is then waiting for us."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,8 @@ class Naming:
 
 
 def shard(naming: Naming) -> Shard:
-    around: Any = SimpleNamespace(clock=ManualClock(), naming=naming, failed=None)
+    copies = SimpleNamespace(claimed=lambda _: nullcontext())
+    around: Any = SimpleNamespace(clock=ManualClock(), naming=naming, copies=copies, failed=None)
     premises: Any = lambda _: SimpleNamespace(meter=SimpleNamespace(gone=lambda: None))  # noqa: E731
     return Shard(0, around, premises)
 
