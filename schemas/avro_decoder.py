@@ -22,7 +22,11 @@ _LONG_BYTES_MAX = 10
 
 
 class Malformed(Exception):  # noqa: N818 - it is a fact about the bytes
-    """Not Avro of that schema. `reason` is one of truncated, trailing_bytes, bad_number, bad_index, bad_size, bad_boolean, duplicate_key."""
+    """Not Avro of that schema, or more than we take.
+
+    `reason` is one of truncated, trailing_bytes, bad_number, bad_index, bad_size, bad_boolean, duplicate_key,
+    too_many_items.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -82,6 +86,10 @@ class _Source:
     def record(self, writer: dict[str, Any], reader: dict[str, Any], cls: type, depth: int) -> str:
         """Adds a function (b, i, n) -> (record, i); returns its name."""
         _same("record name", writer["name"].rpartition(".")[2], reader["name"])
+        if not writer["fields"]:
+            raise ValueError(
+                f"record {writer['name']!r} has no fields: items of no bytes could be any number"
+            )
         name = f"read_{cls.__name__}_{next(self._count)}"
         wanted = {f["name"]: f for f in reader["fields"]}
         variables = {field: f"v{k}" for k, field in enumerate(wanted)}
@@ -215,6 +223,7 @@ _BLOCK = (
     "    if x & 1: bad('bad_size', f'negative block at {i}')",
     "    size = x >> 1",
     "if count > n - i: bad('truncated', f'{count} items at {i}, {n - i} bytes left')",  # each takes a byte or more
+    f"if len(out) + count > {limits.ITEMS_MAX}: bad('too_many_items', f'{{len(out) + count}} at {{i}}, limit {limits.ITEMS_MAX}')",
     "start = i",
 )
 

@@ -151,7 +151,12 @@ def _fingerprint(text: str) -> str | None:
 
 
 def _pin(contract: Contract) -> Pin | None:
-    name = json.loads(contract.schema)["name"]
+    try:
+        name = str(json.loads(contract.schema)["name"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"schema id {contract.registry_id} is no Avro record: {type(error).__name__}"
+        ) from error
     try:
         record = record_class(name)
     except KeyError:

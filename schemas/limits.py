@@ -43,6 +43,12 @@ DEMANDS_MAX: Final = 16  # one script call reserves them all
 DEPENDENCIES_MAX: Final = 1_000  # one row each, written in one transaction
 HEADERS_MAX: Final = 32  # as many as proxies commonly pass
 HEADER_BYTES_MAX: Final = 4_096  # name and value of one
+RECORD_HEADERS_MAX: Final = (
+    128  # Kafka headers of a trigger's record: tracing, events and a letter's own, twice over
+)
+RECORD_HEADERS_BYTES_MAX: Final = (
+    131_072  # names and values of all of them: as many as a publisher may send, or a letter's history twice
+)
 TOPIC_CHARS_MAX: Final = 249  # Kafka's own limit
 MIB: Final = 1_048_576
 TRIGGER_RECORD_BYTES_MAX: Final = MIB  # what the broker takes on triggers.*
@@ -52,6 +58,7 @@ TRIGGER_BYTES_MAX: Final = (
 CHECKPOINT_BYTES_MAX: Final = 262_144  # travels with every further dispatch of the task
 RESULT_BYTES_MAX: Final = 786_432  # in `outcomes` beside a checkpoint, within 1 MiB
 EVENT_RESULT_BYTES_MAX: Final = 4_096  # events are kept 30 days; larger results stay in `outcomes`
+ITEMS_MAX: Final = 131_072  # of one array or map in Avro: as many ids as fit the largest journal; a byte each would be millions of objects
 SCHEMA_BYTES_MAX: Final = 262_144  # a schema text from a registry
 SCHEMA_DEPTH_MAX: Final = 16  # nesting; ours reach 4
 RECORD_BYTES_MAX: Final = (

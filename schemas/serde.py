@@ -31,7 +31,7 @@ class Undecodable(Exception):  # noqa: N818 - it is a fact about the bytes
     """Bytes that are no record of the kind asked for: poison. `reason` is stable, `detail` for people; neither quotes more than 64 characters of the bytes.
 
     Reasons: empty, too_large, not_framed, schema_unknown, wrong_schema, truncated, trailing_bytes, bad_utf8, bad_number, bad_index, bad_size,
-    bad_boolean, duplicate_key.
+    bad_boolean, duplicate_key, too_many_items.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -126,7 +126,7 @@ class Codec:
         prefix = _prefix(pin.registry_id)
         if prefix in self._decoders:
             raise ValueError(f"schema id {pin.registry_id} is pinned twice")
-        newest = fingerprint(pin.schema) == _fingerprint(pin.record)
+        newest = _fingerprint_of(pin) == _fingerprint(pin.record)
         self._decoders[prefix] = (pin.record, _decoder(pin.record) if newest else _foreign(pin))
         if newest:
             self._ids[pin.record] = pin.registry_id
@@ -166,10 +166,22 @@ def _decoder(cls: type) -> Decode:
     return compile_decoder(schema_of(cls), schema_of(cls), cls)
 
 
+def _fingerprint_of(pin: Pin) -> str:
+    """Of a text that anybody may have registered. ValueError for what is no schema, or one beyond the limits."""
+    if len(pin.schema) > limits.SCHEMA_BYTES_MAX:
+        raise ValueError(
+            f"schema id {pin.registry_id} has {len(pin.schema)} characters, limit {limits.SCHEMA_BYTES_MAX}"
+        )
+    try:
+        return fingerprint(pin.schema)
+    except Exception as error:  # fastavro raises whatever a hostile text provokes
+        raise ValueError(f"schema id {pin.registry_id} is no Avro schema: {type(error).__name__}") from error
+
+
 def _foreign(pin: Pin) -> Decode:
     try:
         return compile_decoder(json.loads(pin.schema), schema_of(pin.record), pin.record)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"schema id {pin.registry_id} of {pin.record.__name__}: {error}") from error
 
 

@@ -12,7 +12,7 @@ from typing import get_args
 
 from laxity.schemas import limits
 from laxity.schemas.config import Config, Keyed, OnUnknown, Rate
-from laxity.schemas.records import Trigger
+from laxity.schemas.records import Original, Trigger
 
 _NAME = re.compile(limits.NAME_PATTERN)
 _HEADER_NAME = re.compile(r"[\x21-\x7e]+")
@@ -36,6 +36,18 @@ class Problem:
 def problems(trigger: Trigger, config: Config, now_ms: int) -> list[Problem]:
     """All problems of a trigger, in the order of its fields. `now_ms` is UTC: the append time at intake, the clock at a publisher."""
     return [problem for rule in _RULES for problem in rule(trigger, config, now_ms)]
+
+
+def original_problems(original: Original) -> list[Problem]:
+    """Problems of the record that a trigger comes in, read or brought by another: what may be kept, and fits the DLQ with our headers."""
+    headers = sum(len(h.name.encode()) + len(h.value or b"") for h in original.headers)
+    size = len(original.key or b"") + len(original.value or b"") + headers
+    checks = (
+        ("too_many", "record headers", len(original.headers), limits.RECORD_HEADERS_MAX),
+        ("too_large", "record headers", headers, limits.RECORD_HEADERS_BYTES_MAX),
+        ("too_large", "record", size, limits.TRIGGER_RECORD_BYTES_MAX),
+    )
+    return [_problem(code, field, value, most) for code, field, value, most in checks if value > most]
 
 
 def demand_problems(demands: Mapping[str, int], config: Config) -> list[Problem]:

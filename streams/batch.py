@@ -19,6 +19,7 @@ from laxity.streams.effects import Output
 from laxity.streams.lifecycle import Cause, State, next_state
 from laxity.streams.state.tables import Tables
 
+USAGE_ENTRIES_MAX = 2_000  # of one record: with the longest names it stays below what the topic takes
 _WAITING = frozenset({State.WAITING, State.DELAYED, State.READY})
 
 
@@ -182,21 +183,21 @@ class Batch:
         """Write the events of all moved tasks and the sums of usage; returns the usage sequence after."""
         for task_id, told in self._told.items():
             self._publish(self._event(task_id, told), told.row.tier)
-        if not self._sums:
-            return usage_seq
-        usage = Usage(
-            shard=self.place.shard, sequence=usage_seq + 1, at_ms=self.now_ms, entries=self._entries()
-        )
-        self.write(
-            Output(
-                topic="usage",
-                partition=self.place.shard,
-                key=str(self.place.shard).encode(),
-                value=encode_row(usage),
-                schema=Usage,
+        found = self._entries()
+        for first in range(0, len(found), USAGE_ENTRIES_MAX):
+            usage_seq += 1
+            entries = found[first : first + USAGE_ENTRIES_MAX]
+            usage = Usage(shard=self.place.shard, sequence=usage_seq, at_ms=self.now_ms, entries=entries)
+            self.write(
+                Output(
+                    topic="usage",
+                    partition=self.place.shard,
+                    key=str(self.place.shard).encode(),
+                    value=encode_row(usage),
+                    schema=Usage,
+                )
             )
-        )
-        return usage_seq + 1
+        return usage_seq
 
     def _entries(self) -> Sequence[UsageEntry]:
         prices = self.place.config.prices

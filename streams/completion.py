@@ -9,7 +9,6 @@ from typing import Any
 from laxity.schemas.identity import digest_of
 from laxity.schemas.limits import EVENT_RESULT_BYTES_MAX
 from laxity.schemas.records import AttemptNote, Outcome, TaskRow
-from laxity.schemas.serde import Undecodable
 from laxity.streams import letters, reports, urgency
 from laxity.streams.batch import Batch
 from laxity.streams.effects import Record
@@ -27,21 +26,15 @@ UNREADABLE_MAX = 8  # refusals within half a minute: by then every runner that t
 
 def complete(batch: Batch, record: Record) -> None:
     """A record of `outcomes`. Below the applied mark it was dealt with."""
-    if record.offset < batch.marks.get(record.topic, 0):
-        return
-    try:
-        outcome = batch.place.codec.decode(Outcome, record.value)
-    except Undecodable as error:
-        original = letters.original_of(record, batch.place.prefix)
-        batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
+    outcome = letters.decoded(batch, record, Outcome)
+    if outcome is None:
         return
     if outcome.original is not None and not outcome.task_id:
         batch.write(letters.of_record(batch.place, None, outcome.original, Reason.POISON, outcome.message))
         return
     sound, problem = reports.vetted(outcome)
     if problem:
-        original = letters.original_of(record, batch.place.prefix)
-        batch.write(letters.of_record(batch.place, None, original, Reason.INVALID, problem))
+        letters.refuse(batch, record, Reason.INVALID, problem)
     if sound is not None:
         _apply(batch, sound, record)
 
@@ -116,6 +109,9 @@ def _failed(batch: Batch, task_id: str, row: TaskRow, outcome: Outcome, record: 
         _unreadable(batch, task_id, row, outcome, record)
         return
     batch.settle(task_id, row, outcome.used)
+    stopped = outcome.code == Reason.CANCELLED  # in the middle: what it had done, nobody knows
+    if stopped and _is_cancelled(batch, task_id, _ended(row), record.timestamp_ms, known=False):
+        return
     row = _noted(_ended(row), outcome.code or "failed", outcome.message, record.timestamp_ms)
     if outcome.code == Reason.POISON:
         batch.end(task_id, row, Cause.DIE, Reason.POISON, record.timestamp_ms, message=outcome.message)

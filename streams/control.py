@@ -20,15 +20,9 @@ from laxity.streams.reasons import Reason
 
 def control(batch: Batch, record: Record) -> None:
     """A record of `control`. Below the applied mark it was carried out: an old cancel must not cancel today's tasks."""
-    if record.offset < batch.marks.get(record.topic, 0):
-        return
-    try:
-        command = batch.place.codec.decode(Command, record.value)
-    except Undecodable as error:
-        original = letters.original_of(record, batch.place.prefix)
-        batch.write(letters.of_record(batch.place, None, original, error.reason, error.detail))
-        return
-    _COMMANDS.get(command.kind, _unsupported)(batch, command)
+    command = letters.decoded(batch, record, Command)
+    if command is not None:
+        _COMMANDS.get(command.kind, _unsupported)(batch, command)
 
 
 def _refuse(batch: Batch, command: Command, detail: str) -> None:

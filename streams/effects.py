@@ -10,7 +10,10 @@ from laxity.schemas.records import InputRange
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A Kafka record as it was read. Bytes are as on the wire; nothing is decoded."""
+    """A Kafka record as it was read. Bytes are as on the wire; nothing is decoded.
+
+    `problem`: why the host could not get all of it, empty if it could. What it has of it is here; a letter of it points to its place.
+    """
 
     topic: str
     partition: int
@@ -19,6 +22,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from laxity.schemas.identity import payload_digest, positional_key, run_id_of, shard_of, task_id_of
-from laxity.schemas.limits import RUN_ID_CHARS_MAX, TIME_MS_MAX
+from laxity.schemas.limits import NAME_CHARS_MAX, RUN_ID_CHARS_MAX, TIME_MS_MAX, TOPIC_CHARS_MAX
 from laxity.schemas.records import Link, Original, TaskRow, Trigger
 from laxity.schemas.serde import Undecodable, encode_row
 from laxity.schemas.topics import TIERS
-from laxity.schemas.validation import Problem, problems
+from laxity.schemas.validation import Problem, original_problems, problems
 from laxity.streams import letters, urgency
 from laxity.streams.batch import Batch
 from laxity.streams.effects import Output, Record
@@ -32,35 +33,42 @@ class Arrival:
     run_id: str
     task_id: str
 
+    @property
+    def accepted_ms(self) -> int:
+        """When it was appended, as far as a stamp can be believed."""
+        return min(max(self.original.timestamp_ms, 0), TIME_MS_MAX)
+
 
 def ingest(batch: Batch, record: Record) -> None:
     """A record of a trigger topic."""
     original = letters.original_of(record, batch.place.prefix)
     reread = record.offset < batch.marks.get(record.topic, 0)
-    _arrive(batch, original, record.topic, reread=reread)
+    _arrive(batch, original, record.topic, reread=reread, problem=record.problem)
 
 
-def adopt(batch: Batch, link: Link) -> bool:
-    """A stray that another shard sent here. False: the link carries no trigger."""
-    if link.kind != "stray" or link.original is None:
-        return False
-    topic = link.original.topic.removeprefix(batch.place.prefix)
+def adopt(batch: Batch, link: Link) -> str:
+    """A stray that another shard sent here. Returns why it is none; empty: it was taken in."""
+    original = link.original
+    if link.kind != "stray" or original is None:
+        return f"kind {link.kind[:NAME_CHARS_MAX]!r} without a trigger's record"
+    topic = original.topic.removeprefix(batch.place.prefix)
     if topic not in _TOPICS:
-        return False
-    _arrive(batch, link.original, topic, reread=link.reread)
-    return True
+        return f"topic {original.topic[:TOPIC_CHARS_MAX]!r} has no triggers"
+    if found := original_problems(original):
+        return _text(found)
+    _arrive(batch, original, topic, reread=link.reread)
+    return ""
 
 
-def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool) -> None:
+def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool, problem: str = "") -> None:
     tier = TIERS.index(topic.removeprefix(TRIGGERS))
     try:
-        trigger = batch.place.codec.decode(Trigger, original.value)
+        trigger = letters.contents(batch.place, original.value, Trigger, problem)
     except Undecodable as error:
-        if reread:
-            batch.tell("duplicate", "", tier, code=error.reason, detail=_where(original))
-            return
-        batch.write(letters.of_record(batch.place, tier, original, error.reason, error.detail))
-        batch.tell("rejected", "", tier, code=error.reason, detail=_where(original), state=State.DEAD)
+        _refuse(batch, original, tier, error.reason, error.detail, reread=reread)
+        return
+    if found := original_problems(original):
+        _refuse(batch, original, tier, Reason.INVALID, _text(found), reread=reread)
         return
     arrival = _resolve(trigger, original, tier, reread=reread)
     home = shard_of(arrival.run_id, batch.place.shards)
@@ -68,6 +76,19 @@ def _arrive(batch: Batch, original: Original, topic: str, *, reread: bool) -> No
         _settle_in(batch, arrival)
     else:
         _rehome(batch, arrival, home)
+
+
+def _refuse(batch: Batch, original: Original, tier: int, reason: str, text: str, *, reread: bool) -> None:
+    """What is no trigger, or comes in a record that no trigger may have; read again it was refused before."""
+    if reread:
+        batch.tell("duplicate", "", tier, code=reason, detail=_where(original))
+        return
+    batch.write(letters.of_record(batch.place, tier, original, reason, text))
+    batch.tell("rejected", "", tier, code=reason, detail=_where(original), state=State.DEAD)
+
+
+def _text(found: Iterable[Problem]) -> str:
+    return "; ".join(problem.text() for problem in found)
 
 
 def _resolve(trigger: Trigger, original: Original, tier: int, *, reread: bool) -> Arrival:
@@ -115,14 +136,15 @@ def _settle_in(batch: Batch, arrival: Arrival) -> None:
             batch, arrival, Reason.IDEMPOTENCY_CONFLICT, f"key {arrival.key!r} has another type or payload"
         )
     elif found := refusals(batch, arrival):
-        _reject(batch, arrival, Reason.INVALID, "; ".join(p.text() for p in found))
+        _reject(batch, arrival, Reason.INVALID, _text(found))
     else:
         _accept(batch, arrival, digest)
 
 
 def refusals(batch: Batch, arrival: Arrival) -> list[Problem]:
     """Why the trigger cannot become a task; empty: it can."""
-    found = problems(arrival.trigger, batch.place.config, arrival.original.timestamp_ms)
+    found = original_problems(arrival.original)
+    found += problems(arrival.trigger, batch.place.config, arrival.accepted_ms)
     return [*found, _NO_GRAPH] if arrival.trigger.depends_on else found
 
 
@@ -160,14 +182,14 @@ def _reject(batch: Batch, arrival: Arrival, reason: Reason, text: str) -> None:
         code=str(reason),
         detail=text[: letters.MESSAGE_CHARS_MAX],
         state=state,
-        accepted_ms=arrival.original.timestamp_ms,
+        accepted_ms=arrival.accepted_ms,
     )
 
 
 def _accept(batch: Batch, arrival: Arrival, digest: bytes) -> None:
     row = enrich(batch, arrival, digest)
     batch.tables.put_original(arrival.task_id, arrival.original)
-    admit(batch, arrival.task_id, row, Reason.ACCEPTED, arrival.original.timestamp_ms)
+    admit(batch, arrival.task_id, row, Reason.ACCEPTED, arrival.accepted_ms)
 
 
 def admit(batch: Batch, task_id: str, row: TaskRow, reason: Reason, happened_ms: int) -> None:
@@ -184,7 +206,7 @@ def enrich(batch: Batch, arrival: Arrival, digest: bytes) -> TaskRow:
     """The task's row with the defaults of its type and tier. A firm deadline must be given: without one a task is soft."""
     t, config = arrival.trigger, batch.place.config
     type_, tier = config.type_of(t.type), config.tiers[arrival.tier]
-    accepted_ms = min(arrival.original.timestamp_ms, TIME_MS_MAX)
+    accepted_ms = arrival.accepted_ms
     return TaskRow(
         tenant=t.tenant,
         run_id=arrival.run_id,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from laxity.schemas.records import AttemptNote, Header, Original, TaskRow
+from laxity.schemas.serde import Undecodable
 from laxity.schemas.topics import TIERS
 from laxity.streams.effects import Output, Record
+from laxity.streams.reasons import Reason
 
 if TYPE_CHECKING:
-    from laxity.streams.batch import Place
+    from laxity.streams.batch import Batch, Place
+
+R = TypeVar("R")
 
 HISTORY_BYTES_MAX = 65_536  # what a UI still shows; the broker's default limit for a record is 1 MiB
 MESSAGE_CHARS_MAX = 1_024
@@ -29,6 +33,32 @@ def original_of(record: Record, prefix: str) -> Original:
         value=record.value,
         headers=[Header(name=name, value=value) for name, value in record.headers],
     )
+
+
+def decoded(batch: Batch, record: Record, kind: type[R]) -> R | None:
+    """What a record of control, links or outcomes holds.
+
+    None below the applied mark, where it was dealt with, and for what nobody can read: then there is a letter of it.
+    """
+    if record.offset < batch.marks.get(record.topic, 0):
+        return None
+    try:
+        return contents(batch.place, record.value, kind, record.problem)
+    except Undecodable as error:
+        refuse(batch, record, error.reason, error.detail)
+        return None
+
+
+def contents(place: Place, value: bytes | None, kind: type[R], problem: str = "") -> R:
+    """The record inside, or Undecodable."""
+    if problem:
+        raise Undecodable(Reason.UNREADABLE, problem)
+    return place.codec.decode(kind, value)
+
+
+def refuse(batch: Batch, record: Record, reason: str, message: str) -> None:
+    """The letter of a record that is no trigger."""
+    batch.write(of_record(batch.place, None, original_of(record, batch.place.prefix), reason, message))
 
 
 def of_task(place: Place, original: Original, row: TaskRow, reason: str, message: str) -> Output:

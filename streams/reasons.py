@@ -54,6 +54,7 @@ class Reason(StrEnum):
 
     # Refusals at intake
     INVALID = "invalid"
+    UNREADABLE = "unreadable"  # nobody can get at the bytes: rotten, or packed as no client unpacks it
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"  # the key is taken by another type or payload
     NO_FLEET = "no_fleet"  # the type's fleet is not configured
 

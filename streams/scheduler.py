@@ -14,7 +14,7 @@ from itertools import islice
 from laxity.schemas.config import Config, Keyed
 from laxity.schemas.identity import reservation_id
 from laxity.schemas.records import Journal, Link, Mark, ShardRow, TaskRow
-from laxity.schemas.serde import Codec, Undecodable
+from laxity.schemas.serde import Codec
 from laxity.schemas.topics import TIERS
 from laxity.streams import completion, control, dispatch, ingest, journal, leases, letters, timers
 from laxity.streams.batch import Batch, Place
@@ -389,20 +389,9 @@ def _next(marks: Sequence[Mark], topic: str) -> int:
 
 def _link(batch: Batch, record: Record) -> None:
     """A record of `links`. Below the applied mark it was dealt with."""
-    if record.offset < batch.marks.get(record.topic, 0):
-        return
-    try:
-        link = batch.place.codec.decode(Link, record.value)
-    except Undecodable as error:
-        _refuse_link(batch, record, error.reason, error.detail)
-        return
-    if not ingest.adopt(batch, link):
-        _refuse_link(batch, record, Reason.INVALID, f"kind {link.kind[:64]!r} without a trigger's record")
-
-
-def _refuse_link(batch: Batch, record: Record, reason: str, text: str) -> None:
-    original = letters.original_of(record, batch.place.prefix)
-    batch.write(letters.of_record(batch.place, None, original, reason, text))
+    link = letters.decoded(batch, record, Link)
+    if link is not None and (problem := ingest.adopt(batch, link)):
+        letters.refuse(batch, record, Reason.INVALID, problem)
 
 
 _STAGES: dict[str, Callable[[Batch, Record], None]] = {

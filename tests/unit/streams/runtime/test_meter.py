@@ -24,7 +24,7 @@ def event(kind: str, state: str = "", **more: object) -> Output:
 
 def measured(outputs: Sequence[Output], state: Sequence[Change] = ()) -> tuple[Metrics, ShardMeter]:
     metrics = Metrics()
-    meter = ShardMeter(0, metrics, Known(types={"echo"}, resources={"llm"}), CLOCK)
+    meter = ShardMeter(0, metrics, Known(types={"echo"}, resources={"llm", "fleet.default"}), CLOCK)
     effects = Effects(batch=1, state=state, keys=(), local=(), outputs=outputs)
     moved = InputRange(topic="outcomes", partition=0, first=0, next=9, count=4)
     meter.batch(effects, Taken(records=(), ranges=[moved]), silent=True, took_ms=12)
