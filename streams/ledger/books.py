@@ -74,11 +74,11 @@ class Books:
     waiting: set[str] = field(default_factory=set)  # resources that refused someone since their last wake
 
     def begun_anew(self) -> Books:
-        """Books for a new epoch: the live registrations with nothing standing at them, and who waits."""
+        """Books for a new epoch: the live registrations with nothing standing at them."""
         live = {key: runner for key, runner in self.runners.items() if runner.expires_ms}
         for runner in live.values():
             runner.used = 0
-        return Books(runners=live, waiting=self.waiting)
+        return Books(runners=live)
 
     def bucket(self, name: str, limit: RateLimit, *, begun_ms: int, now_ms: int) -> Bucket:
         """The bucket under `limit`, refilled; a new one has filled since the epoch began."""

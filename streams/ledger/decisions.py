@@ -21,6 +21,7 @@ from laxity.streams.ledger.protocol import (
     Live,
     Reconciled,
     Refusal,
+    Report,
 )
 from laxity.streams.reasons import Reason
 
@@ -64,24 +65,27 @@ def exchange(request: Exchange, limits: Limits) -> Decision[Answer]:
     )
 
 
-def reconcile(
-    *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live], new_key: str, limits: Limits
-) -> Decision[Reconciled]:
-    """`new_key`: random; the name of the epoch if this call begins one."""
-    reported = [a for one in live for a in _live(one, limits)]
+def report(page: Report, limits: Limits, *, new_key: str) -> Decision[Reconciled]:
+    """`new_key`: random; the name of the epoch if this page begins one."""
+    reported = [a for one in page.live for a in _live(one, limits)]
+    place = (page.within, page.after, page.upto)
+    arguments = (page.shard, page.owner_epoch, page.seen_epoch, new_key, *place, len(page.live), *reported)
 
     def read(replies: Sequence[Reply]) -> Reconciled:
         status, epoch, *rest = replies[0]
         if status != "ok":
             return Reconciled(status=status, epoch=epoch)
-        lapsed, dropped, restored = rest[3:]
+        lapsed, dropped, restored, more = rest[3:]
         return Reconciled(
-            status=status, epoch=epoch, lapsed=tuple(lapsed), dropped=dropped, restored=restored
+            status=status,
+            epoch=epoch,
+            lapsed=tuple(lapsed),
+            dropped=dropped,
+            restored=restored,
+            more=more == 1,
         )
 
-    return Decision(
-        steps=[("reconcile", (shard, owner_epoch, seen_epoch, new_key, len(live), *reported))], read=read
-    )
+    return Decision(steps=[("reconcile", arguments)], read=read)
 
 
 def register(*, runner: str, fleet: str, partition: int, credit: int, ttl_ms: int) -> Decision[str]:

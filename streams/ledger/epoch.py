@@ -40,12 +40,15 @@ class Epoch:
         return True
 
     def gate(self, shard: int, owner_epoch: int, run_id: str) -> str:
-        """What a shard's call may do: ok | recovering | fenced."""
+        """What a shard's decision may do: ok | recovering | fenced; one that may not has its place in the order here and now."""
         if not self.remembers(run_id):
             return "recovering"
+        status = "ok" if self.reports.get(shard) == owner_epoch else "recovering"
         if not self.own(shard, owner_epoch):
-            return "fenced"
-        return "ok" if self.reports.get(shard) == owner_epoch else "recovering"
+            status = "fenced"
+        if status != "ok":
+            self.advance()
+        return status
 
     def opens_ms(self, *, shards: int, ttl_ms: int, now_ms: int) -> int:
         """0: all shards have reported, or every lease of before has lapsed; else when the latter is so."""

@@ -24,7 +24,17 @@ from laxity.streams.ledger.limits import (
     Limits,
     RateLimit,
 )
-from laxity.streams.ledger.protocol import Answer, Call, Claim, Exchange, LedgerUnavailable, Live, Reconciled
+from laxity.streams.ledger.pages import all_of
+from laxity.streams.ledger.protocol import (
+    Answer,
+    Call,
+    Claim,
+    Exchange,
+    LedgerUnavailable,
+    Live,
+    Reconciled,
+    Report,
+)
 from laxity.streams.ledger.reconciliation import Reconciliation
 from laxity.streams.ledger.vetting import (
     vet_amount,
@@ -32,10 +42,9 @@ from laxity.streams.ledger.vetting import (
     vet_exchange,
     vet_fleet,
     vet_ids,
-    vet_live,
     vet_name,
-    vet_owner,
     vet_registration,
+    vet_report,
     vet_together,
 )
 from laxity.streams.reasons import Reason
@@ -102,55 +111,73 @@ class MemoryLedger:
     def exchange(self, request: Exchange) -> Answer:
         """See ShardLedger."""
         vet_exchange(request)
-        moment, shard = self._moment(), request.shard
-        status = self.epoch.gate(shard, request.owner_epoch, self.run_id)
+        # Each part is a decision of its own: with its gate, its time, its place in the order.
+        if request.acknowledged:
+            self._acknowledge(request)
+        if request.settles:
+            self._settle(request)
+        verdicts = self._revoke(request, request.revokes, order="") if request.revokes else {}
+        if request.cancels:
+            verdicts |= self._revoke(request, request.cancels, order="cancel")
+        admission = self._admit(request) if request.candidates else None
+        status, moment = self._gate(request)
         if status != "ok":
             return self._answer(status, moment)
-        verdicts = self._close(request, Leases(books=self.books, moment=moment))
-        admission = Admission(books=self.books, limits=self.limits, shard=shard, moment=moment)
-        if request.candidates:
-            self._reap(moment.now_ms)
-            admission.decide(request.candidates)
+        self.epoch.advance()
         self._reap(moment.now_ms)
-        heard = self._heard.pop(shard, [])
-        self._heard[shard] = []
+        shard = request.shard
+        heard, self._heard[shard] = self._heard.get(shard, []), []
         return Answer(
             status="ok",
             epoch=self.epoch.name(),
             sequence=self.epoch.sequence,
             now_ms=moment.now_ms,
-            grants=tuple(admission.grants),
-            refusals=tuple(admission.refusals),
+            grants=tuple(admission.grants) if admission else (),
+            refusals=tuple(admission.refusals) if admission else (),
             verdicts=verdicts,
             settled=tuple(settle.reservation_id for settle in request.settles),
             reaped=tuple(self.books.reaped_of(shard, REAPED_MAX)),
             woken=tuple(dict.fromkeys(heard)),
         )
 
-    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+    def report(self, page: Report) -> Reconciled:
         """See ShardLedger."""
-        vet_owner(shard, owner_epoch)
-        vet_live(live)
+        vet_report(page)
         now_ms = self._moment().now_ms
-        if not self.epoch.own(shard, owner_epoch):
-            return Reconciled(status="fenced", epoch=self.epoch.name())
+        if status := self._refusal(page):
+            if self.epoch.remembers(self.run_id):
+                self.epoch.advance()
+            return Reconciled(status=status, epoch=self.epoch.name())
         if not self.epoch.remembers(self.run_id):
             # What another server remembered may lack the last claims and renewals.
             self.epoch.begin(self._new_key(), self.run_id, now_ms)
             self.books = self.books.begun_anew()
         self.epoch.advance()
         reconciliation = Reconciliation(
-            books=self.books, limits=self.limits, shard=shard, now_ms=now_ms, ttl_ms=self._ttl_ms
+            books=self.books, limits=self.limits, page=page, now_ms=now_ms, ttl_ms=self._ttl_ms
         )
-        self._wake(reconciliation.apply(live, same_epoch=seen_epoch == self.epoch.name()))
-        self.epoch.reports[shard] = owner_epoch
+        opens_ms = self.epoch.opens_ms(shards=self._shards, ttl_ms=self._ttl_ms, now_ms=now_ms)
+        self._wake(reconciliation.apply(enters=page.seen_epoch != self.epoch.name() and opens_ms > 0))
+        if not page.upto and not reconciliation.more:
+            self.epoch.reports[page.shard] = page.owner_epoch
         return Reconciled(
             status="ok",
             epoch=self.epoch.name(),
             lapsed=tuple(reconciliation.lapsed),
             dropped=reconciliation.dropped,
             restored=reconciliation.restored,
+            more=reconciliation.more,
         )
+
+    def _refusal(self, page: Report) -> str:
+        if not self.epoch.own(page.shard, page.owner_epoch):
+            return "fenced"
+        known = self.epoch.remembers(self.run_id) and self.epoch.name() == page.within
+        return "" if known or not page.within else "recovering"
+
+    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+        """See ShardLedger."""
+        return all_of(self.report, shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live)
 
     # The runner's door
 
@@ -239,35 +266,50 @@ class MemoryLedger:
         self.epoch.advance()
         return Leases(books=self.books, moment=moment)
 
+    def _gate(self, request: Exchange) -> tuple[str, Moment]:
+        moment = self._moment()
+        return self.epoch.gate(request.shard, request.owner_epoch, self.run_id), moment
+
     def _answer(self, status: str, moment: Moment) -> Answer:
         return Answer(
             status=status, epoch=self.epoch.name(), sequence=self.epoch.sequence, now_ms=moment.now_ms
         )
 
-    def _close(self, request: Exchange, leases: Leases) -> dict[str, str]:
-        """What is acknowledged, settled, revoked and cancelled, in this order; the verdicts of the latter two."""
-        if request.acknowledged:
+    def _acknowledge(self, request: Exchange) -> None:
+        if self._gate(request)[0] == "ok":
             self.epoch.advance()
             self.books.acknowledge(request.shard, request.acknowledged)
-        if request.settles:
-            self.epoch.advance()
-            for settle in request.settles:
-                self._wake(leases.settle(request.shard, settle))
-        return self._revoke(request.shard, request.revokes, leases, order="") | self._revoke(
-            request.shard, request.cancels, leases, order="cancel"
-        )
 
-    def _revoke(self, shard: int, ids: Sequence[str], leases: Leases, *, order: str) -> dict[str, str]:
-        verdicts = {}
-        if ids:
-            self.epoch.advance()
+    def _settle(self, request: Exchange) -> None:
+        status, moment = self._gate(request)
+        if status != "ok":
+            return
+        self.epoch.advance()
+        for settle in request.settles:
+            self._wake(Leases(books=self.books, moment=moment).settle(request.shard, settle))
+
+    def _revoke(self, request: Exchange, ids: Sequence[str], *, order: str) -> dict[str, str]:
+        status, moment = self._gate(request)
+        verdicts: dict[str, str] = {}
+        if status != "ok":
+            return verdicts
+        self.epoch.advance()
+        leases = Leases(books=self.books, moment=moment)
         for reservation_id in ids:
-            verdicts[reservation_id], freed = leases.revoke(shard, reservation_id, order=order)
+            verdicts[reservation_id], freed = leases.revoke(request.shard, reservation_id, order=order)
             self._wake(freed)
         return verdicts
 
+    def _admit(self, request: Exchange) -> Admission:
+        status, moment = self._gate(request)
+        admission = Admission(books=self.books, limits=self.limits, shard=request.shard, moment=moment)
+        if status == "ok":
+            self.epoch.advance()
+            self._reap(moment.now_ms)
+            admission.decide(request.candidates)
+        return admission
+
     def _reap(self, now_ms: int) -> None:
-        self.epoch.advance()
         self.books.expire_runners(now_ms)
         self._wake(self.books.reap(now_ms))
 

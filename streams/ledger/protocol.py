@@ -112,18 +112,32 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reconciled:
-    """Outcome of a takeover or of a ledger's loss.
+class Report:
+    """One page of a shard's reconciliation: all that it knows of the ids in (`after`, `upto`], by bytes. `pages.py` makes them."""
 
-    `lapsed` are active ids that the ledger lacked in the epoch the state last saw (they count as reaped); in a new epoch they
-    were entered again. Every other reservation of the shard was dropped.
+    shard: int
+    owner_epoch: int
+    seen_epoch: str  # the ledger's, that the state last saw
+    within: str = ""  # epoch of the pages before; "" for the first: a loss in between voids them
+    after: str = ""  # "": from the start
+    upto: str = ""  # "": to the end, which is the last page
+    live: Sequence[Live] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled:
+    """Outcome of a takeover or of a ledger's loss, of one page or of all.
+
+    `lapsed` are active ids that the ledger lacks (they count as reaped): in the epoch that the state last saw, or because they were
+    named after it grants again. In a new epoch, before it grants, they were entered again. Every other reservation of the shard was dropped.
     """
 
-    status: str  # ok | fenced
+    status: str  # ok | fenced | recovering: the ledger lost its memory between two pages, begin anew
     epoch: str
     lapsed: Sequence[str] = ()
     dropped: int = 0
     restored: int = 0
+    more: bool = False  # of one page: there is more to drop, ask the same again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +165,12 @@ class ShardLedger(Protocol):
         """One round trip. Raises LedgerUnavailable: everything asked is then unknown and is asked again under the same ids."""
         ...
 
+    def report(self, page: Report) -> Reconciled:
+        """One step of `reconcile`, one round trip. Raises LedgerUnavailable: begin with the first page again."""
+        ...
+
     def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
-        """Takeover, and after status `recovering`. Idempotent."""
+        """Takeover, and after status `recovering`: all pages. Idempotent; the shard asks nothing meanwhile."""
         ...
 
 

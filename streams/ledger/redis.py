@@ -13,7 +13,8 @@ from laxity.schemas.timing import Clock
 from laxity.streams.ledger import decisions
 from laxity.streams.ledger.decisions import Decision
 from laxity.streams.ledger.limits import CONFIG_RETRY_MS, LEASE_TTL_MS, USED_MAX, Limits, RateLimit
-from laxity.streams.ledger.protocol import Answer, Call, Claim, Exchange, Live, Reconciled
+from laxity.streams.ledger.pages import all_of
+from laxity.streams.ledger.protocol import Answer, Call, Claim, Exchange, Live, Reconciled, Report
 from laxity.streams.ledger.scripts import channel, keys
 from laxity.streams.ledger.vetting import (
     vet_amount,
@@ -21,10 +22,9 @@ from laxity.streams.ledger.vetting import (
     vet_exchange,
     vet_fleet,
     vet_ids,
-    vet_live,
     vet_name,
-    vet_owner,
     vet_registration,
+    vet_report,
     vet_together,
 )
 from laxity.streams.ledger.wire import TIMEOUT_S, Run, Wire
@@ -68,20 +68,14 @@ class RedisLedger:
         vet_exchange(request)
         return self._decide(decisions.exchange(request, self._limits))
 
+    def report(self, page: Report) -> Reconciled:
+        """See ShardLedger."""
+        vet_report(page)
+        return self._decide(decisions.report(page, self._limits, new_key=secrets.token_hex(8)))
+
     def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
         """See ShardLedger."""
-        vet_owner(shard, owner_epoch)
-        vet_live(live)
-        return self._decide(
-            decisions.reconcile(
-                shard=shard,
-                owner_epoch=owner_epoch,
-                seen_epoch=seen_epoch,
-                live=live,
-                new_key=secrets.token_hex(8),
-                limits=self._limits,
-            )
-        )
+        return all_of(self.report, shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live)
 
     # The runner's door
 

@@ -12,12 +12,12 @@ from laxity.streams.ledger.limits import (
     FLEET_PREFIX,
     HELD_MAX,
     IDS_MAX,
-    LIVE_MAX,
+    REPORT_MAX,
     RESOURCES_MAX,
     TOGETHER_MAX,
     USED_MAX,
 )
-from laxity.streams.ledger.protocol import Exchange, Live
+from laxity.streams.ledger.protocol import Exchange, Report
 
 NAME_BYTES_MAX: Final = 512  # an id, a resource with its key, a runner: what a script compares and stores
 GRANTED_MAX: Final = 64  # demands, the fleet, and what further calls added
@@ -51,11 +51,15 @@ def vet_owner(shard: int, owner_epoch: int) -> None:
     vet_amount("owner_epoch", owner_epoch, QUANTITY_MAX)
 
 
-def vet_live(live: Sequence[Live]) -> None:
-    """What a shard reports at reconciliation."""
-    _count("live", len(live), LIVE_MAX)
-    for one in live:
+def vet_report(page: Report) -> None:
+    """A page of what a shard reports: its ids lie in its range."""
+    vet_owner(page.shard, page.owner_epoch)
+    _count("live", len(page.live), REPORT_MAX)
+    for one in page.live:
         vet_name("reservation_id", one.reservation_id)
+        place = one.reservation_id.encode()
+        if not page.after.encode() < place or (page.upto and place > page.upto.encode()):
+            raise ValueError(f"live: {one.reservation_id!r} is not in ({page.after!r}, {page.upto!r}]")
         vet_name("runner", one.runner)
         vet_amount("partition", one.partition, INT_MAX)
         vet_amounts("granted", one.granted, GRANTED_MAX, HELD_MAX)

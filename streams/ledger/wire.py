@@ -42,12 +42,16 @@ class Wire:
         )
         self._connection: Any = pool.make_connection()
         self._lock = Lock()
+        self._timeout_s = timeout_s
         self._run_id = ""
 
     def close(self) -> None:
-        """Idempotent; the next use connects again."""
-        with self._lock:
-            self._disconnect()
+        """Idempotent; the next use connects again. A call that is under way elsewhere is left to its timeouts."""
+        if self._lock.acquire(timeout=self._timeout_s):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
 
     def evaluate(self, compose: Compose) -> list[Any]:
         """Run what `compose(run_id)` says, all in one transaction if there is more than one. Raises LedgerUnavailable, ScriptRefused."""

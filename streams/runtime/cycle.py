@@ -99,9 +99,9 @@ class Cycle:
                 shard=world.shard, owner_epoch=core.owner_epoch, seen_epoch=core.seen_epoch, live=core.live()
             )
         found = world.line.finish(self._agreeing, wait_ms=wait_ms)
-        if found is not None:
+        if found is not None and found.status != "recovering":
             self._agreed(found)
-        elif self._agreeing.done():
+        elif self._agreeing.done():  # no answer, or it lost its memory while we told it
             self._agreeing, self._agree_ms = None, now_ms + RECONCILE_EVERY_MS
 
     def _agreed(self, found: Reconciled) -> None:

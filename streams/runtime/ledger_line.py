@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
 from typing import TypeVar
 
 from laxity.schemas.timing import Clock, Millis
+from laxity.streams.ledger.pages import Pages, pages
 from laxity.streams.ledger.protocol import (
     Answer,
     Exchange,
     LedgerUnavailable,
     Live,
     Reconciled,
+    Report,
     ShardLedger,
 )
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.logs import Event, logger
+from laxity.streams.runtime.one_thread import OneThread
 
 ANSWER_MS = 20  # a batch waits no longer; what it asked is then unknown and asked again under the same ids
-ANSWER_MS_MAX = (
-    320  # after late answers, doubled each time: on a crowded machine every answer may take longer than 20 ms
-)
+ANSWER_MS_MAX = 500  # after late answers, doubled each time: as long as the connection waits, so what is answered at all is heard
 SILENT_MS = 1_000  # a late answer now and then is load; silence for so long is an outage
+CLOSE_S_MAX = 2.0  # connecting, a script that must be loaded, an answer: each has its own 500 ms
 T = TypeVar("T")
 
 
@@ -33,7 +35,7 @@ class LedgerLine:
     def __init__(self, ledger: ShardLedger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._thread = OneThread("ledger")
         self._late: dict[int, Future[Answer]] = {}
         self._patience_ms: dict[int, Millis] = {}  # per shard
         self._silent_since_ms: Millis | None = None
@@ -45,8 +47,10 @@ class LedgerLine:
         late = self._late.get(exchange.shard)
         if late is not None and not late.done():
             return None
+        if late is not None and not late.cancelled():
+            self._look_into(late)
         reach("before_ledger")
-        future = self._thread.submit(self._ledger.exchange, exchange)
+        future = self._thread.submit(lambda: self._ledger.exchange(exchange))
         self._late[exchange.shard] = future
         patience_ms = self._patience_ms.get(exchange.shard, ANSWER_MS)
         answer = self._wait(future, patience_ms)
@@ -59,9 +63,23 @@ class LedgerLine:
         self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]
     ) -> Future[Reconciled]:
         """After a takeover and after status `recovering`: with many live ids it takes longer than a batch may wait, so `finish` it later."""
-        return self._thread.submit(
-            self._ledger.reconcile, shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live
-        )
+        whole: Future[Reconciled] = Future()
+        asked = pages(shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live)
+        self._turn(asked, next(asked), whole)
+        return whole
+
+    def _turn(self, asked: Pages, page: Report, whole: Future[Reconciled]) -> None:
+        """One page each turn of the thread, so that other shards' calls go between."""
+
+        def done(reported: Future[Reconciled]) -> None:
+            try:
+                self._turn(asked, asked.send(reported.result()), whole)
+            except StopIteration as end:
+                whole.set_result(end.value)
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the whole gets it
+                whole.set_exception(error)
+
+        self._thread.submit(lambda: self._ledger.report(page)).add_done_callback(done)
 
     def finish(self, begun: Future[Reconciled], *, wait_ms: Millis = 0) -> Reconciled | None:
         """What came of it; None: nothing yet, or (where `begun.done()`) the ledger did not answer."""
@@ -80,6 +98,12 @@ class LedgerLine:
         """Whether nothing has been answered for SILENT_MS."""
         since_ms = self._silent_since_ms
         return since_ms is not None and self._clock.monotonic_ms() - since_ms >= SILENT_MS
+
+    def _look_into(self, late: Future[Answer]) -> None:
+        """An answer that nobody waited for says nothing new, but a bug is not to be lost with it."""
+        error = late.exception()
+        if error is not None and not isinstance(error, LedgerUnavailable):
+            raise error
 
     def _wait(self, future: Future[T], timeout_ms: Millis) -> T | None:
         try:
@@ -105,5 +129,6 @@ class LedgerLine:
             self._log.warning(Event.LEDGER_SILENT, why=why)
 
     def close(self) -> None:
-        """Drop what is queued; the call under way ends by its own socket timeout."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Drop what is queued; the call under way ends by its socket's timeouts, and is not waited for beyond CLOSE_S_MAX."""
+        if not self._thread.close(CLOSE_S_MAX):
+            self._log.warning(Event.LEDGER_SILENT, why=f"a call did not end within {CLOSE_S_MAX} s")

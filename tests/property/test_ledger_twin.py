@@ -17,11 +17,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laxity.schemas.timing import ManualClock
-from laxity.streams.ledger import decisions
+from laxity.streams.ledger import decisions, pages, reconciliation, scripts, vetting
 from laxity.streams.ledger.decisions import Decision
 from laxity.streams.ledger.limits import CREDIT_MAX, HELD_MAX, Limits, RateLimit, SlotLimit
 from laxity.streams.ledger.memory import MemoryLedger
-from laxity.streams.ledger.protocol import Answer, Call, Candidate, Claim, Exchange, Live, Reconciled, Settle
+from laxity.streams.ledger.protocol import (
+    Answer,
+    Call,
+    Candidate,
+    Claim,
+    Exchange,
+    Live,
+    Reconciled,
+    Report,
+    Settle,
+)
 from laxity.streams.ledger.scripts import DECISIONS, channel, keys, script
 from laxity.streams.ledger.wire import Wire
 
@@ -262,9 +272,10 @@ class World:
         self.note("deregister", None, decisions.deregister(runner=runner, fleet=fleet))
 
     def live(self) -> list[Live]:
-        """Mostly what the ledger knows, and some that it does not."""
+        """Mostly what the ledger knows, and some that it does not; now and then little of it, or nothing."""
         ids = sorted(self.twin.books.reservations) + self.choose.some(self.id_of, 3)
-        return [self.live_one(i) for i in dict.fromkeys(ids) if self.choose.below(5)]
+        odds = self.choose.pick((5, 5, 2, 1))
+        return [self.live_one(i) for i in dict.fromkeys(ids) if self.choose.below(odds)]
 
     def live_one(self, reservation_id: str) -> Live:
         fleet, runner = self.choose.pick(RUNNERS)
@@ -280,16 +291,29 @@ class World:
         )
 
     def reconcile(self, shard: int, live: list[Live]) -> None:
-        epoch = max(0, self.epoch_of[shard] - (self.choose.below(8) == 7))
+        """Page by page; now and then the memory is lost between two."""
+        asked = pages.pages(
+            shard=shard,
+            owner_epoch=max(0, self.epoch_of[shard] - (self.choose.below(8) == 7)),
+            seen_epoch=self.seen_of[shard],
+            live=live,
+        )
         noted = self.choose.below(4) > 0
+        try:
+            page = next(asked)
+            while True:
+                page = asked.send(self.report_page(page))
+                if self.choose.below(32) == 0:
+                    self.calamity()
+        except StopIteration as end:
+            if end.value.status == "ok" and noted:
+                self.seen_of[shard] = end.value.epoch
+
+    def report_page(self, page: Report) -> Reconciled:
         self.new_key = f"k{len(self.steps)}"
-        asked: dict[str, Any] = {
-            "shard": shard, "owner_epoch": epoch, "seen_epoch": self.seen_of[shard], "live": live
-        }  # fmt: skip
-        result = self.twin.reconcile(**asked)
-        if result.status == "ok" and noted:
-            self.seen_of[shard] = result.epoch
-        self.note("reconcile", result, decisions.reconcile(**asked, new_key=self.new_key, limits=self.limits))
+        found = self.twin.report(page)
+        self.note("reconcile", found, decisions.report(page, self.limits, new_key=self.new_key))
+        return found
 
     def takeover(self) -> None:
         shard = self.choose.below(SHARDS)
@@ -412,6 +436,23 @@ def _amounts(flat: list[Any]) -> dict[str, int]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_pages() -> Iterator[None]:
+    """Pages of one, and two are looked at: a handful of reservations then takes several."""
+    with pytest.MonkeyPatch.context() as patch:
+        for where, name, value in (
+            (pages, "REPORT_MAX", 1),
+            (vetting, "REPORT_MAX", 1),
+            (reconciliation, "LOOK_MAX", 2),
+        ):
+            patch.setattr(where, name, value)
+        patch.setitem(scripts._CONSTANTS, "REPORT_MAX", 1)  # type: ignore[arg-type]
+        patch.setitem(scripts._CONSTANTS, "LOOK_MAX", 2)  # type: ignore[arg-type]
+        script.cache_clear()
+        yield
+    script.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def wire(redis_url: str) -> Iterator[Wire]:
     wire = Wire(redis_url, timeout_s=10)
@@ -497,7 +538,7 @@ def test_sequences_reach_what_matters() -> None:
     expected = {
         "ok", "recovering", "fenced", "reaped", "granted", "revoked", "claimed", "gone", "cancelled", "cancel", "lapsed",
         "restored", "dropped", "repeat", "unknown_resource", "over_capacity", "slots_full", "key_busy", "rate_requests",
-        "rate_tokens", "calls_first", "fleet_full", "no_runner", "call granted", "released", "rival", "lose",
+        "rate_tokens", "calls_first", "fleet_full", "no_runner", "call granted", "released", "rival", "lose", "more", "lost between pages",
     }  # fmt: skip
     assert expected - seen == set()
 
@@ -523,7 +564,8 @@ def _words(expected: Any) -> Iterator[str]:
         case Reconciled():
             yield expected.status
             yield from ("lapsed" for _ in expected.lapsed)
-            yield from (word for word in ("restored", "dropped") if getattr(expected, word))
+            yield from (word for word in ("restored", "dropped", "more") if getattr(expected, word))
+            yield from ("lost between pages" for _ in range(expected.status == "recovering"))
         case dict():
             yield from expected.values()
         case True:

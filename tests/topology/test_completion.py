@@ -24,7 +24,8 @@ from laxity.schemas.limits import CHECKPOINT_BYTES_MAX, EVENT_RESULT_BYTES_MAX, 
 from laxity.schemas.records import Dispatch, SettleRow, Usage
 from laxity.schemas.serde import decode_row
 from laxity.streams.effects import Effects
-from laxity.streams.ledger.vetting import vet_exchange, vet_live
+from laxity.streams.ledger.protocol import Report
+from laxity.streams.ledger.vetting import vet_exchange, vet_report
 from laxity.streams.state import keys
 
 PRICED = CONFIG + "[prices]\ntokens_in = 3\ntokens_out = 15\nrequests = 100\n"
@@ -260,7 +261,7 @@ def test_who_ran_and_which_attempt_it_was_the_shard_knows_better(runner: str, at
     b.dispatched()
     b.step(b.outcome("started", runner=runner, attempt=attempt), say=silent)
     assert (b.live().runner, b.live().attempt) == ("runner", 1)
-    vet_live(b.core.live())
+    vet_report(Report(shard=0, owner_epoch=1, seen_epoch="", live=b.core.live()))
     b.step(b.outcome("failed", runner=runner, attempt=attempt, retryable=True), say=silent)
     assert (b.live().state, b.live().attempt) == ("DELAYED", 1)
     assert b.live().history[0].runner == "runner"

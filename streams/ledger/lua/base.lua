@@ -3,7 +3,7 @@
 -- KEYS   the ledger's memory, all under one hash tag (scripts.py names them in this order)
 -- ARGV   1 now_ms, '' in production: the server's TIME (tests move it by hand)   2 run_id of the server   3 channel of wakes
 --        4 lease TTL in ms   5 number of shards; then those of the decision
--- returns {status, epoch, sequence, now_ms, woken names, ...}
+-- returns {status, epoch, sequence, now_ms, woken names, ...}; sequence orders all decisions of an epoch, those too that refuse
 --
 -- A user's text is only ever a hash field or a member, never part of a key. Numbers are integers below 2^53.
 
@@ -81,14 +81,20 @@ local function gate(shard, owner_epoch)
   return reported and tonumber(reported) == owner_epoch and 'ok' or 'recovering'
 end
 
-local function closed(status) return {status, epoch(), sequence(), now, {}} end
+-- Nothing but an owner may have changed; where the epoch stands that has its place in the order too.
+local function closed(status) return {status, epoch(), remembers() and advance() or sequence(), now, {}} end
 
 -- Reservations
 
-local function wake(name)
-  if redis.call('SREM', WAITING, name) == 1 then
-    woken[#woken + 1] = name
-    redis.call('PUBLISH', channel, name)
+local function wake(names)
+  local told = {}
+  for i = 1, #names do
+    local name = names[i]
+    if not told[name] and redis.call('SREM', WAITING, name) == 1 then
+      woken[#woken + 1] = name
+      redis.call('PUBLISH', channel, name)
+    end
+    told[name] = true
   end
 end
 

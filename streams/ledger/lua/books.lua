@@ -84,7 +84,7 @@ local function reap()
     if reservation[RELEASED] == 0 then redis.call('ZADD', REAPED, reservation[SHARD], ids[i]) end
     drop(ids[i], reservation, freed)
   end
-  for i = 1, #freed do wake(freed[i]) end
+  wake(freed)
 end
 
 local function revoke(id, shard, order)
@@ -102,7 +102,7 @@ local function revoke(id, shard, order)
   end
   local freed = {}
   drop(id, reservation, freed)
-  for i = 1, #freed do wake(freed[i]) end
+  wake(freed)
   bury(id, REVOKED)
   return 'revoked'
 end

@@ -4,7 +4,6 @@
 
 local id, name = text(), text()
 if not remembers() then return closed('recovering') end
-local number = advance()
 local reservation, expires = standing_of(id)
 if not reservation then return closed(opens() > 0 and 'recovering' or 'gone') end
 if reservation[RUNNER] ~= name then return closed('fenced') end
@@ -14,4 +13,4 @@ if reservation[CLAIMED] ~= YES then
   write(id, reservation)
   redis.call('ZADD', LEASES, 'XX', expires, id)
 end
-return {'claimed', epoch(), number, now, woken, expires, reservation[FLEET], reservation[SLOTS], reservation[RATES]}
+return {'claimed', epoch(), advance(), now, woken, expires, reservation[FLEET], reservation[SLOTS], reservation[RATES]}

@@ -7,5 +7,5 @@ local runner, member = runner_of(fleet, name)
 runner = {partition, most, runner and runner[STANDING] or 0, now + holds}
 runners[member], runners_dirty[member] = runner, true
 flush()
-if runner[CREDIT] > runner[STANDING] then wake(FLEET_PREFIX .. fleet) end
+if runner[CREDIT] > runner[STANDING] then wake({FLEET_PREFIX .. fleet}) end
 return {remembers() and 'ok' or 'recovering', epoch(), advance(), now, woken}

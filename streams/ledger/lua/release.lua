@@ -15,6 +15,6 @@ settle_rates(reservation, actual, freed)
 reservation[RELEASED] = 1
 write(id, reservation)
 redis.call('ZADD', LEASES, 'XX', now + ttl, id)
-for i = 1, #freed do wake(freed[i]) end
+wake(freed)
 flush()
 return {'ok', epoch(), number, now, woken, 1}

@@ -8,11 +8,11 @@ for i = 1, count do settles[i] = {text(), integer(1), pairs_of(USED_MAX)} end
 local status = gate(shard, owner_epoch)
 if status ~= 'ok' then return closed(status) end
 
+local freed = {}
 for i = 1, count do
   local id, unclaimed, actual = unpack(settles[i])
   local reservation = of_shard(id, shard)
   if reservation then
-    local freed = {}
     forget(id)
     if reservation[RELEASED] == 0 then free_slots(reservation, freed) end
     if unclaimed == 1 and reservation[CLAIMED] == NO then
@@ -21,8 +21,8 @@ for i = 1, count do
       settle_rates(reservation, actual, freed)
     end
     bury(id, CLOSED)
-    for j = 1, #freed do wake(freed[j]) end
   end
 end
+wake(freed)
 flush()
 return {'ok', epoch(), advance(), now, woken}

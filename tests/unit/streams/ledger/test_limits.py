@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from laxity.schemas.config import parse
-from laxity.streams.ledger.limits import HELD_MAX, IDS_MAX, LIVE_MAX, RATE_MAX, Limits, RateLimit, SlotLimit
-from laxity.streams.ledger.protocol import Candidate, Exchange, Live, Settle
-from laxity.streams.ledger.vetting import vet_exchange, vet_live, vet_registration
+from laxity.streams.ledger.limits import HELD_MAX, IDS_MAX, RATE_MAX, REPORT_MAX, Limits, RateLimit, SlotLimit
+from laxity.streams.ledger.protocol import Candidate, Exchange, Live, Report, Settle
+from laxity.streams.ledger.vetting import vet_exchange, vet_registration, vet_report
 
 TOML = """
 [resources.llm]
@@ -98,9 +98,26 @@ def test_an_exchange_out_of_range_is_named(parts: dict[str, Any], named: str) ->
 def test_what_was_granted_can_always_be_reported() -> None:
     """The largest vector a grant can have passes the check of a reconciliation."""
     assert max(RATE_MAX, 2**31 - 1) <= HELD_MAX
-    assert 4 * LIVE_MAX * (2**31 - 1) < 2**53, "restored slots add up exactly"
+    assert 1_000_000 * (2**31 - 1) < 2**53, "restored slots add up exactly"
     granted = {f"r{i}": RATE_MAX for i in range(16)} | {"fleet.f": 1}
-    vet_live([Live(reservation_id="a", runner="r", partition=0, granted=granted, active=True)])
+    vet_report(report(live("a", granted)))
+
+
+def live(reservation_id: str, granted: dict[str, int]) -> Live:
+    return Live(reservation_id=reservation_id, runner="r", partition=0, granted=granted, active=True)
+
+
+def report(*ones: Live, after: str = "", upto: str = "") -> Report:
+    return Report(shard=0, owner_epoch=1, seen_epoch="", after=after, upto=upto, live=ones)
+
+
+def test_a_page_speaks_for_its_range_only() -> None:
+    vet_report(report(live("b", {}), live("c", {}), after="a", upto="c"))
+    for one in ("a", "ab", "d"):
+        with pytest.raises(ValueError, match="is not in"):
+            vet_report(report(live(one, {}), after="b", upto="c"))
+    with pytest.raises(ValueError, match="49 entries in one call, at most 48"):
+        vet_report(report(*[live(str(i), {}) for i in range(REPORT_MAX + 1)]))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from laxity.schemas.timing import ManualClock
 from laxity.streams.effects import BatchInput, Change, Effects
 from laxity.streams.ledger.protocol import Answer, Candidate, Exchange, Live, Reconciled
 from laxity.streams.runtime.cluster import ClusterError
-from laxity.streams.runtime.cycle import IDLE_ASK_MS, LAPSED_MAX, Cycle, World
+from laxity.streams.runtime.cycle import IDLE_ASK_MS, LAPSED_MAX, RECONCILE_EVERY_MS, Cycle, World
 from laxity.streams.runtime.inbox import Taken
 from laxity.streams.runtime.meter import Known, ShardMeter
 from laxity.streams.runtime.metrics import Metrics
@@ -265,6 +265,19 @@ def test_a_busy_shard_reconciles_between_batches_and_never_waits_for_it(bench: B
     cycle._agreeing.set_result(Reconciled(status="ok", epoch="e"))
     cycle.run(MOVED)
     assert len(bench.line.asked) == 2
+
+
+def test_a_ledger_that_loses_its_memory_while_it_is_told_is_told_again(bench: Bench) -> None:
+    bench.line.reconciled = Reconciled(status="recovering", epoch="e")
+    bench.line.answer = ok()
+    bench.core.candidates = ("t:0:1",)
+    cycle = bench.reconciled()
+    cycle.run(NOTHING)
+    assert (bench.line.asked, bench.line.begun) == ([], 1)
+    bench.clock.advance(RECONCILE_EVERY_MS)
+    bench.line.reconciled = Reconciled(status="ok", epoch="e")
+    cycle.run(NOTHING)
+    assert (len(bench.line.asked), bench.line.begun) == (1, 2)
 
 
 def test_a_silent_ledger_is_asked_to_reconcile_once_a_second(bench: Bench) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from laxity.schemas.timing import ManualClock, SystemClock
-from laxity.streams.ledger.protocol import Answer, Exchange, LedgerUnavailable, Live, Reconciled
+from laxity.streams.ledger.limits import REPORT_MAX
+from laxity.streams.ledger.protocol import Answer, Exchange, LedgerUnavailable, Live, Reconciled, Report
+from laxity.streams.runtime import ledger_line
 from laxity.streams.runtime.ledger_line import ANSWER_MS, ANSWER_MS_MAX, SILENT_MS, LedgerLine
 
 ASK = Exchange(shard=1, owner_epoch=1)
@@ -17,6 +19,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.pages: list[Report] = []
         self.gate = threading.Event()
         self.gate.set()
         self.away = False
@@ -28,10 +31,15 @@ class Ledger:
             raise LedgerUnavailable("down")
         return Answer(status="ok", epoch="e", sequence=len(self.asked))
 
-    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+    def report(self, page: Report) -> Reconciled:
+        self.pages.append(page)
+        self.asked.append(page.shard)
         if self.away:
             raise LedgerUnavailable("down")
-        return Reconciled(status="ok", epoch="e")
+        return Reconciled(status="ok", epoch="e", lapsed=[one.reservation_id for one in page.live[:1]])
+
+    def reconcile(self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]) -> Reconciled:
+        raise NotImplementedError("the line goes by pages")
 
 
 @pytest.fixture
@@ -67,7 +75,10 @@ def test_a_late_answer_is_none_and_nobody_waits_behind_it(line: LedgerLine, ledg
     assert line.ask(other) is None
     ledger.gate.set()
     assert reconciled(line, 2) is not None
-    assert ledger.asked == [1]  # the second shard's call was taken back before it began
+    assert ledger.asked == [
+        1,
+        2,
+    ]  # and the reconciliation; the second shard's call was taken back before it began
     assert line.ask(other) is not None
 
 
@@ -86,8 +97,7 @@ def test_patience_grows_with_late_answers_and_comes_down_again(line: LedgerLine,
 
     waits = [late() for _ in range(6)]
     assert all(
-        wait >= least
-        for wait, least in zip(waits, (20, 40, 80, 160, ANSWER_MS_MAX, ANSWER_MS_MAX), strict=True)
+        wait >= least for wait, least in zip(waits, (20, 40, 80, 160, 320, ANSWER_MS_MAX), strict=True)
     )
     for _ in range(5):
         assert line.ask(ASK) is not None
@@ -122,3 +132,63 @@ def test_a_bug_in_the_ledger_is_not_swallowed(line: LedgerLine, ledger: Ledger) 
     ledger.exchange = None  # type: ignore[method-assign, assignment]
     with pytest.raises(TypeError):
         line.ask(ASK)
+
+
+def test_nor_is_one_that_comes_to_light_too_late(line: LedgerLine, ledger: Ledger) -> None:
+    def broken(_: Exchange) -> Answer:
+        ledger.gate.wait(30)
+        raise ZeroDivisionError("a bug")
+
+    ledger.exchange = broken  # type: ignore[method-assign]
+    ledger.gate.clear()
+    assert line.ask(ASK) is None
+    ledger.gate.set()
+    assert reconciled(line, 2) is not None, "the thread has gone on"
+    with pytest.raises(ZeroDivisionError):
+        line.ask(ASK)
+
+
+def live(count: int) -> list[Live]:
+    return [
+        Live(reservation_id=f"{i:06}", runner="r", partition=0, granted={}, active=True) for i in range(count)
+    ]
+
+
+def test_a_reconciliation_goes_by_pages_and_others_go_between(line: LedgerLine, ledger: Ledger) -> None:
+    ledger.gate.clear()
+    assert line.ask(ASK) is None, "the thread is busy"
+    count = 5 * REPORT_MAX + 1
+    begun = line.begin_reconcile(shard=2, owner_epoch=1, seen_epoch="", live=live(count))
+    between = line._thread.submit(lambda: ledger.asked.append(9))
+    ledger.gate.set()
+    found = line.finish(begun, wait_ms=10_000)
+    between.result(10)
+    assert found is not None
+    assert (found.status, len(found.lapsed)) == ("ok", 6)
+    assert [(len(p.live), p.within) for p in ledger.pages] == [(REPORT_MAX, "")] + 4 * [(REPORT_MAX, "e")] + [
+        (1, "e")
+    ]
+    assert [p.after for p in ledger.pages[1:]] == [p.upto for p in ledger.pages[:-1]], "no gap, no overlap"
+    assert ledger.pages[-1].upto == ""
+    assert ledger.asked == [1, 2, 9, 2, 2, 2, 2, 2]
+
+
+def test_a_call_that_hangs_does_not_keep_the_process(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_line, "CLOSE_S_MAX", 0.05)
+    line = LedgerLine(ledger, SystemClock())
+    ledger.gate.clear()
+    assert line.ask(ASK) is None
+    line.close()
+    assert line._thread._thread.daemon
+    ledger.gate.set()
+
+
+def test_what_is_asked_after_the_end_is_not_answered(line: LedgerLine, ledger: Ledger) -> None:
+    line.close()
+    assert line.ask(ASK) is None
+    assert reconciled_at_once(line) is None
+    assert ledger.asked == []
+
+
+def reconciled_at_once(line: LedgerLine) -> Reconciled | None:
+    return line.finish(line.begin_reconcile(shard=2, owner_epoch=1, seen_epoch="", live=()))
