@@ -192,9 +192,15 @@ class AgentContext:
             raise TypeError(f"checkpoint: data is {type(data).__name__}, bytes are kept")
         if len(data) > CHECKPOINT_BYTES_MAX:
             raise ValueError(f"checkpoint: {len(data)} bytes, limit {CHECKPOINT_BYTES_MAX}")
-        self._attempt.require_lease()
-        await self._attempt.save(data, self._attempt.take_usage())
-        self._attempt.checkpoint = data
+        attempt = self._attempt
+        attempt.require_lease()
+        usage = attempt.take_usage()
+        try:
+            await attempt.save(data, usage)
+        except LeaseLost:
+            _add("usage", attempt.usage, **usage)  # not written: the report of the end brings it
+            raise
+        attempt.checkpoint = data
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:

@@ -50,7 +50,10 @@ class Assignments(Protocol):
 
 
 class DispatchConsumer(Protocol):
-    """One member of a fleet's group, used by one thread. Errors of the broker that pass are not raised; fatal ones are ConsumerFailed."""
+    """One member of a fleet's group, used by one thread. Errors of the broker that pass are not raised; fatal ones are ConsumerFailed.
+
+    Nothing but `close` blocks longer than it is told to.
+    """
 
     def start(self, assignments: Assignments) -> None:
         """Join the group."""
@@ -60,8 +63,8 @@ class DispatchConsumer(Protocol):
         """At most `records_max` records after at most `wait_ms`; `records_max` 0 only serves rebalances."""
         ...
 
-    def log_ends(self, partitions: Sequence[int], wait_ms: int) -> Mapping[int, int]:
-        """The end of the log of each; those that did not answer are missing."""
+    def log_end(self, partition: int, wait_ms: int) -> int | None:
+        """One after the last committed record of its log; None if the broker did not answer within `wait_ms`."""
         ...
 
     def pause(self, partitions: Sequence[int]) -> None:
@@ -77,7 +80,7 @@ class DispatchConsumer(Protocol):
         ...
 
     def close(self, positions: Mapping[int, int]) -> None:
-        """Commit `positions`, wait for it, leave the group."""
+        """Commit `positions` and leave the group. May take as long as the broker does."""
         ...
 
 

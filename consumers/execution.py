@@ -30,6 +30,7 @@ from laxity.schemas.records import Dispatch
 from laxity.schemas.timing import Clock
 
 ACTIVE_MS_MAX: Final = ESTIMATE_MS_MAX  # no attempt runs longer, whatever its deadline
+MISSING_TOLD_MAX: Final = 100  # types without an agent that are logged: types are made by whoever publishes
 DROPPED: Final = frozenset({"taken"})  # verdicts that need no answer: whoever has it reports
 
 _log = structlog.get_logger("laxity.agents")
@@ -61,6 +62,7 @@ class Execution:
         self._clock = clock
         self._sleep = sleep
         self._draining = False
+        self._missing: set[str] = set()
 
     async def execute(self, dispatch: Dispatch, finished: Finished) -> None:
         """Ends once the outcome is durable and the lease released. `finished` is called in between: the record is done with."""
@@ -195,10 +197,18 @@ class Execution:
         self._metrics.outcomes.labels(verdict.kind).inc()
 
     async def _bounce(self, dispatch: Dispatch, code: str, finished: Finished) -> None:
+        if code == "no_agent":
+            self._tell_missing(dispatch.type)
         if code not in DROPPED:
             await self._reporter.bounced(dispatch, code)
-            self._metrics.outcomes.labels("bounced").inc()
+            self._metrics.bounces.labels(code).inc()
         finished()
+
+    def _tell_missing(self, type_: str) -> None:
+        """Once for each type: its tasks wait until a runner of the fleet knows it."""
+        if type_ not in self._missing and len(self._missing) < MISSING_TOLD_MAX:
+            self._missing.add(type_)
+            _log.warning("agent.missing", type=type_, known=sorted(self._agents))
 
     def _holds(self, lease: Lease) -> Callable[[], bool]:
         return lambda: lease.holds(self._clock.monotonic_ms())

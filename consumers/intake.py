@@ -102,17 +102,22 @@ class Intake:
     def run(self) -> None:
         """Until `stop`, or until the consumer cannot go on (`failure`)."""
         try:
-            self._consumer.start(self)
-            while not self._stopping.is_set():
-                self.turn()
+            self._read()
         except Exception as error:  # noqa: BLE001 - the runner is told and ends
             self.failure = error
             _log.exception("intake.failed")
         finally:
-            self._take_finished()
-            self._consumer.close(self._due())
             self._partitions.clear()
             self._publish()
+
+    def _read(self) -> None:
+        try:
+            self._consumer.start(self)
+            while not self._stopping.is_set():
+                self.turn()
+        finally:
+            self._take_finished()
+            self._consumer.close(self._due())
 
     def turn(self) -> None:
         """One round; at most a second."""
@@ -146,14 +151,17 @@ class Intake:
         self._publish()
 
     def _find_ends(self) -> None:
-        unknown = [p.number for p in self._partitions.values() if p.end is None]
-        if not unknown:
-            return
-        ends = self._consumer.log_ends(unknown, END_WAIT_MS)
-        for number, end in ends.items():
-            self._partitions[number].end = end
-        if ends and not self._full:
-            self._consumer.resume(list(ends))
+        """Of new partitions; those that END_WAIT_MS does not suffice for have their turn in the next round."""
+        until_ms = self._clock.monotonic_ms() + END_WAIT_MS
+        found = []
+        for partition in [p for p in self._partitions.values() if p.end is None]:
+            left_ms = until_ms - self._clock.monotonic_ms()
+            partition.end = self._consumer.log_end(partition.number, left_ms) if left_ms > 0 else None
+            if partition.end is None:
+                break  # the others would wait as long
+            found.append(partition.number)
+        if found and not self._full:
+            self._consumer.resume(found)
         self._publish()
 
     def _bound(self) -> None:

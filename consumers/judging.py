@@ -68,8 +68,6 @@ def stopped(stop: Stop, *, began: bool, checkpoint: bytes | None = None) -> Verd
         return _failed(stop, "cancelled by order", retryable=False)
     if not began:
         return Verdict(kind="yielded", code=stop, checkpoint=checkpoint)
-    if stop is Stop.DEADLINE:
-        return _failed(stop, "stopped at its firm deadline")
     return Verdict(kind="unknown", code=stop, message=f"the attempt was stopped: {stop}")
 
 

@@ -10,7 +10,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from laxity.consumers.doors import Assignments, ConsumerFailed, Received
 
-CLOSE_COMMIT_S: Final = 5.0
 BATCH_WAIT_S: Final = 0.0  # what has arrived already; `poll` did the waiting
 
 _log = structlog.get_logger("laxity.agents")
@@ -39,20 +38,15 @@ class KafkaDispatches:
             messages += self._consumer.consume(records_max - 1, BATCH_WAIT_S)
         return [_received(message) for message in messages if self._is_record(message)]
 
-    def log_ends(self, partitions: Sequence[int], wait_ms: int) -> Mapping[int, int]:
+    def log_end(self, partition: int, wait_ms: int) -> int | None:
         """Of what is committed: no runner can have read what lies beyond, so those are orders."""
-        ends: dict[int, int] = {}
-        for partition in partitions:
-            try:
-                found = self._consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=wait_ms / 1_000, cached=False
-                )
-            except KafkaException as error:
-                _log.warning("partition.end_unknown", partition=partition, error=str(error))
-                break  # the others would wait as long
-            if found is not None:
-                ends[partition] = found[1]
-        return ends
+        place = TopicPartition(self._topic, partition)
+        try:
+            found = self._consumer.get_watermark_offsets(place, timeout=wait_ms / 1_000, cached=False)
+        except KafkaException as error:
+            _log.warning("partition.end_unknown", partition=partition, error=str(error))
+            return None
+        return None if found is None else int(found[1])
 
     def pause(self, partitions: Sequence[int]) -> None:
         """Deliver no more of these."""
@@ -63,23 +57,20 @@ class KafkaDispatches:
         self._consumer.resume(self._named(partitions))
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """In the background."""
-        self._try_commit(positions, wait=False)
+        """In the background. The client sends it before it lets go of a partition or leaves the group."""
+        offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            # an older position is safe: what is read again is a question to its shard
+            _log.warning("offsets.not_committed", error=str(error))
 
     def close(self, positions: Mapping[int, int]) -> None:
         """Commit and leave."""
         if positions:
-            self._try_commit(positions, wait=True)
+            self.commit(positions)
         self._assignments = None  # leaving revokes what was just committed
         self._consumer.close()
-
-    def _try_commit(self, positions: Mapping[int, int], *, wait: bool) -> None:
-        offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload,unused-ignore]
-        except KafkaException as error:
-            # an older position is safe: what is read again is a question to its shard
-            _log.warning("offsets.not_committed", error=str(error))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)
@@ -92,7 +83,7 @@ class KafkaDispatches:
         if self._assignments is not None:
             positions = self._assignments.revoked([tp.partition for tp in partitions])
             if positions:
-                self._try_commit(positions, wait=True)
+                self.commit(positions)
         self._consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

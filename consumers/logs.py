@@ -2,7 +2,7 @@
 
 Events: runner.registered, runner.draining, runner.left_behind, runner.bug, runner.ended; intake.failed, partition.end_unknown,
 consumer.error, offsets.not_committed; dispatch.poison; outcome.not_written; leases.not_renewed, lease.not_released;
-attempt.left_to_its_lease; agent.raised.
+attempt.left_to_its_lease; agent.raised, agent.missing.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class RunnerMetrics:
         self.outcomes = Counter(
             "laxity_runner_outcomes", "Durable outcomes; none: left to the lease.", ["kind"], registry=r
         )
-        self.questions = Counter(
-            "laxity_runner_redelivered", "Dispatches that were read again and answered.", registry=r
+        self.bounces = Counter(
+            "laxity_runner_bounces", "Dispatches that were not taken up, by reason.", ["code"], registry=r
         )
         self.poison = Counter("laxity_runner_poison", "Dispatches that could not be decoded.", registry=r)
         self.renewals_failed = Counter(

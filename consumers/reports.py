@@ -10,6 +10,7 @@ import structlog
 
 from laxity.consumers.errors import NotWritten
 from laxity.consumers.leases import Sleep
+from laxity.schemas.addresses import Address
 from laxity.schemas.records import Dispatch, Original, Outcome
 from laxity.schemas.timing import Clock
 
@@ -25,7 +26,10 @@ class OutcomeSink(Protocol):
     """Writes to `outcomes`."""
 
     async def write(self, partition: int, key: bytes, outcome: Outcome) -> None:
-        """Durable (acknowledged by all replicas) when it returns; NotWritten if it is not, or may not be."""
+        """Durable (acknowledged by all replicas) when it returns, however long that takes; NotWritten if it surely is not.
+
+        A caller that is cancelled leaves its record: it may still be written.
+        """
         ...
 
     def partitions(self) -> int:
@@ -96,13 +100,13 @@ class Reporter:
         )
         await self._write(dispatch.shard, dispatch.task_id, outcome, always)
 
-    async def poison(self, partition: int, original: Original, message: str) -> None:
-        """A dispatch that cannot be decoded, with its bytes."""
+    async def poison(self, shard: int, address: Address | None, original: Original, message: str) -> None:
+        """A dispatch that cannot be decoded, with its bytes; `address`: whose it is, where its headers say so."""
         outcome = Outcome(
             kind="failed",
-            task_id="",
-            generation=0,
-            dispatch_no=0,
+            task_id=address.task_id if address else "",
+            generation=address.generation if address else 0,
+            dispatch_no=address.dispatch_no if address else 0,
             runner=self._runner,
             at_ms=self._clock.now_ms(),
             code="poison",
@@ -110,7 +114,7 @@ class Reporter:
             original=original,
         )
         key = original.key.decode("utf-8", "replace") if original.key else ""
-        await self._write(partition, key, outcome, always)
+        await self._write(shard, key, outcome, always)
 
     def shards(self) -> int:
         """How many there are."""

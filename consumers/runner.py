@@ -85,6 +85,7 @@ class Runner:
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._broken = False
         self._registered: tuple[int, int] | None = None  # partition, monotonic ms of the last answer
         self._beat_ms = clock.monotonic_ms()
         self._intake = Intake(consumer, clock=clock, deliver=self._deliver, changed=self._assignment_changed)
@@ -97,6 +98,11 @@ class Runner:
 
     def fail(self, error: BaseException) -> None:
         """End as soon as possible: something must not go on. On the loop."""
+        self._broken = True
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """End because of this, but let what runs come to its end."""
         self._failure = self._failure or error
         self._stop.set()
 
@@ -119,7 +125,7 @@ class Runner:
                 await self._stop.wait()
             self._registered = None
             await self._leases.deregister(fleet=self.fleet)
-            if self._failure is None:
+            if not self._broken:
                 await self._drain()
         self._desk.close()
         self._intake.stop()
@@ -185,7 +191,7 @@ class Runner:
             self._metrics.unfinished.set(self._desk.unfinished)
             self._beat_ms = self._clock.monotonic_ms()
             if self._intake.failure is not None:
-                self.fail(self._intake.failure)
+                self._end(self._intake.failure)  # nothing more comes, but outcomes can be written
             await self._sleep(SWEEP_MS)
 
     @contextmanager

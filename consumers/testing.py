@@ -113,11 +113,22 @@ class MemoryDispatches:
         self._moves: list[Callable[[Assignments], None]] = []
         self._assignments: Assignments | None = None
 
-    def append(self, partition: int, value: bytes | None, key: bytes = b"key", gap: int = 0) -> int:
+    def append(
+        self,
+        partition: int,
+        value: bytes | None,
+        key: bytes = b"key",
+        gap: int = 0,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> int:
         """A record after `gap` offsets that hold none (transaction markers); returns its offset."""
         log = self.logs[partition]
         offset = self.end(partition) + gap
-        log.append(Received(partition=partition, offset=offset, timestamp_ms=0, key=key, value=value))
+        log.append(
+            Received(
+                partition=partition, offset=offset, timestamp_ms=0, key=key, value=value, headers=headers
+            )
+        )
         return offset
 
     def end(self, partition: int) -> int:
@@ -166,9 +177,9 @@ class MemoryDispatches:
             found += ready
         return found
 
-    def log_ends(self, partitions: Sequence[int], wait_ms: int) -> Mapping[int, int]:  # noqa: ARG002
-        """Of each, unless `ends_known` is off."""
-        return {number: self.end(number) for number in partitions} if self.ends_known else {}
+    def log_end(self, partition: int, wait_ms: int) -> int | None:  # noqa: ARG002
+        """Unless `ends_known` is off."""
+        return self.end(partition) if self.ends_known else None
 
     def pause(self, partitions: Sequence[int]) -> None:
         """Deliver no more of these."""

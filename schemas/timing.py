@@ -20,6 +20,10 @@ class Clock(Protocol):
         ...
 
 
+# A lease goes on while this machine sleeps, and time.monotonic() of Linux and macOS stops: these clocks do not.
+_AWAKE_AND_ASLEEP = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+
+
 class SystemClock:
     """The clocks of the operating system."""
 
@@ -28,8 +32,10 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic_ms(self) -> Millis:
-        """Monotonic clock."""
-        return time.monotonic_ns() // 1_000_000
+        """Monotonic clock, counting also while the machine is suspended."""
+        if _AWAKE_AND_ASLEEP is None:  # Windows, whose monotonic clock does count
+            return time.monotonic_ns() // 1_000_000
+        return time.clock_gettime_ns(_AWAKE_AND_ASLEEP) // 1_000_000
 
 
 class ManualClock:

@@ -40,6 +40,9 @@ def test_a_bounce_asks_for_the_reservation_and_dispatches_again_without_an_attem
     effects = b.step(b.outcome("bounced", code="late"), say=verdicts("revoked"))
     assert b.exchange.revokes == (f"{task_id()}:0:1",)
     assert [t.reason for t in events(effects)[0].transitions] == ["late"]
+    due = b.core.next_wakeup()
+    assert due is not None, "nothing else may ever happen: the task would wait for ever"
+    assert due <= b.now_ms
     b.step()
     assert (b.live().dispatch_no, b.live().attempt, b.live().state) == (2, 0, "DISPATCHED")
 
@@ -268,6 +271,17 @@ def test_a_cancelled_task_with_an_unknown_outcome_is_cancelled_not_parked() -> N
     b.running(on_unknown="park")
     b.step(b.command("cancel"), say=silent)
     effects = b.step(b.outcome("unknown"), say=silent)
+    assert [e.state for e in events(effects)] == ["CANCELLED"]
+    assert not letters(effects)
+    ended = b.core._tables.ended(task_id(), b.now_ms)
+    assert ended is not None
+    assert ended.unknown
+
+
+def test_a_runner_that_heard_of_the_cancel_first_ends_the_task_as_cancelled() -> None:
+    b = in_state("RUNNING")
+    b.step(b.command("cancel"), say=silent)
+    effects = b.step(b.outcome("failed", code="cancelled"), say=silent)
     assert [e.state for e in events(effects)] == ["CANCELLED"]
     assert not letters(effects)
     ended = b.core._tables.ended(task_id(), b.now_ms)

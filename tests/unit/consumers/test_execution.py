@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from laxity.consumers import AgentContext, Fail, NotApplied, OutcomeUnknown, Retry, Yield, agent, execution
-from laxity.consumers.errors import NotWritten
+from laxity.consumers.errors import LeaseLost, NotWritten
 from laxity.consumers.testing import settle
 from laxity.schemas.identity import effect_key
 from laxity.streams.ledger.protocol import Exchange
@@ -337,7 +337,8 @@ async def test_a_firm_task_is_stopped_at_its_deadline(make_world: Any) -> None:
     assert not task.done()
     await world.beat(400)
     await task
-    assert (world.outcomes.last.kind, world.outcomes.last.code) == ("failed", "deadline")
+    last = world.outcomes.last  # what it had done by then, nobody knows
+    assert (last.kind, last.code) == ("unknown", "deadline")
 
 
 async def test_no_attempt_runs_longer_than_the_cap(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +402,72 @@ async def test_a_thread_keeps_its_slot_until_it_ends(make_world: Any) -> None:
         while world.slots.taken:  # noqa: ASYNC110 - a thread gives it back
             await asyncio.sleep(0.001)
     assert saw == [True]
+
+
+async def test_a_thread_that_outlives_its_lease_starts_no_further_step_and_its_result_is_not_reported(
+    make_world: Any,
+) -> None:
+    """A thread cannot be stopped: what it does without asking is not ours to prevent."""
+    release, said = threading.Event(), list[str]()
+
+    @agent("thread")
+    def thread(ctx: AgentContext) -> str:
+        release.wait(5)
+        for step in (ctx.call("llm", 1), ctx.checkpoint(b"x")):
+            try:
+                ctx.wait(step)
+            except LeaseLost as error:
+                said.append(str(error))
+        return "done all the same"
+
+    world = make_world(thread)
+    task = world.begin(world.reserve("thread", demands={"llm": 10}))
+    await settle()
+    world.ledger.available = False
+    await world.time.advance(12_000)
+    world.leases.sweep()
+    await settle()
+    world.ledger.available = True
+    await world.time.advance(1_000)
+    await task
+    release.set()
+    async with asyncio.timeout(5):
+        while world.slots.taken:  # noqa: ASYNC110 - a thread gives it back
+            await asyncio.sleep(0.001)
+    assert said == ["task1:0:1: lease_lost"] * 2
+    assert world.calls == []
+    assert [(o.kind, o.code) for _, o in world.outcomes.written] == [
+        ("started", ""),
+        ("unknown", "lease_lost"),
+    ]
+
+
+async def test_what_was_counted_for_a_checkpoint_that_was_not_written_is_in_the_last_report(
+    make_world: Any,
+) -> None:
+    @agent("counts")
+    async def counts(ctx: AgentContext) -> None:
+        ctx.usage(tokens_out=5)
+        world.outcomes.refuse.append(NotWritten("queue full"))
+        with pytest.raises(LeaseLost, match="may not be durable"):
+            await ctx.checkpoint(b"1")
+        ctx.usage(tokens_out=2)
+
+    world = make_world(counts)
+    task = world.begin(world.reserve("counts"))
+    await settle()
+    world.leases.live()[0].fence_at_ms = 0  # no further try
+    await world.time.advance(1_000)
+    await task
+    assert [dict(o.usage) for _, o in world.outcomes.written] == [{}, {"tokens_out": 7}]
+
+
+async def test_an_unknown_type_is_told_once_and_counted(make_world: Any, capsys: Any) -> None:
+    world = make_world(count)
+    for _ in range(3):
+        await world.carry_out(world.reserve("nobody"))
+    assert world.metrics.registry.get_sample_value("laxity_runner_bounces_total", {"code": "no_agent"}) == 3
+    assert capsys.readouterr().out.count("agent.missing") == 1
 
 
 # Yield, checkpoints, reconcile

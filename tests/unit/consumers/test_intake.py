@@ -72,6 +72,25 @@ def test_nothing_is_read_and_nothing_announced_before_the_end_of_the_log_is_know
     assert desk.intake.assignment == (1,)
 
 
+def test_many_new_partitions_do_not_hold_the_thread_beyond_its_time() -> None:
+    desk = Desk()
+    ask, asked = desk.topic.log_end, list[tuple[int, int]]()
+
+    def slow(partition: int, wait_ms: int) -> int | None:
+        asked.append((partition, wait_ms))
+        desk.clock.advance(200)
+        return ask(partition, wait_ms)
+
+    desk.topic.log_end = slow  # type: ignore[method-assign]
+    desk.topic.assign(0, 1, 2, 3)
+    desk.intake.turn()
+    desk.intake.turn()
+    assert asked == [(0, 500), (1, 300), (2, 100)]
+    assert desk.intake.assignment == (0, 1, 2)
+    desk.intake.turn()
+    assert desk.intake.assignment == (0, 1, 2, 3)
+
+
 def test_the_offset_waits_for_the_oldest_unfinished_record() -> None:
     desk = Desk()
     desk.topic.assign(0)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from laxity.consumers import AgentContext, agent
 from laxity.consumers.desk import Desk
 from laxity.consumers.doors import ConsumerFailed
+from laxity.consumers.errors import NotWritten
 from laxity.consumers.execution import Execution
 from laxity.consumers.leases import Leases
 from laxity.consumers.metrics import RunnerMetrics
@@ -21,6 +23,7 @@ from laxity.consumers.reports import Reporter
 from laxity.consumers.runner import Runner, RunnerFailed, runner_name
 from laxity.consumers.slots import Slots
 from laxity.consumers.testing import Inline, MemoryDispatches, MemoryOutcomes
+from laxity.schemas.addresses import Address, headers_of
 from laxity.schemas.identity import murmur2
 from laxity.schemas.records import Dispatch
 from laxity.schemas.serde import Codec
@@ -66,6 +69,11 @@ class Stage:
         return ask()[0]  # type: ignore[no-any-return]
 
     async def send(self, type_: str, task_id: str, number: int = 1, **over: Any) -> Dispatch:
+        dispatch = await self.order(type_, task_id, number, **over)
+        self.topic.append(self.ledger.books.runners["default", NAME].partition, CODEC.encode(dispatch))
+        return dispatch
+
+    async def order(self, type_: str, task_id: str, number: int = 1, **over: Any) -> Dispatch:
         grant = await self.grant(task_id, number)
         now_ms = SystemClock().now_ms()
         values: dict[str, Any] = {
@@ -73,9 +81,7 @@ class Stage:
             "dispatch_no": number, "attempt": 1, "runner": grant.runner, "deadline_ms": now_ms + 60_000,
             "latest_start_ms": now_ms + 60_000, "granted": dict(grant.granted), "granted_ms": grant.granted_ms,
         }  # fmt: skip
-        dispatch = Dispatch(**values | over)
-        self.topic.append(grant.partition, CODEC.encode(dispatch))
-        return dispatch
+        return Dispatch(**values | over)
 
     def of(self, task_id: str) -> list[tuple[str, str]]:
         return [(o.kind, o.code) for _, o in self.outcomes.written if o.task_id == task_id]
@@ -208,6 +214,55 @@ async def test_poison_goes_to_a_shard_by_its_key_and_the_next_record_flows() -> 
         await stage.until(lambda: stage.topic.committed == {0: 2})
 
 
+async def test_the_headers_of_poison_say_whose_it_is() -> None:
+    async with staged(quick) as stage:
+        stage.topic.assign(0)
+        await stage.until(stage.runner.ready)
+        address = Address(shard=2, task_id="0" * 32, generation=1, dispatch_no=7)
+        stage.topic.append(0, b"junk", headers=headers_of(address, "high"))
+        nowhere = Address(shard=99, task_id="1" * 32, generation=1, dispatch_no=7)
+        stage.topic.append(0, b"junk", headers=headers_of(nowhere, "high"))
+        await stage.until(lambda: len(stage.outcomes.written) == 2)
+        (shard, named), (_, unnamed) = stage.outcomes.written
+        assert (shard, named.task_id, named.generation, named.dispatch_no) == (2, "0" * 32, 1, 7)
+        assert (named.kind, named.code, named.original is not None) == ("failed", "poison", True)
+        assert (unnamed.task_id, unnamed.code) == ("", "poison")
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"shard": 99}, "shard 99: there are 4"),
+        ({"shard": -1}, "shard -1"),
+        ({"task_id": "t" * 65}, "task_id"),
+    ],
+)
+async def test_an_order_that_nobody_could_be_told_of_is_poison_not_the_runners_end(
+    over: dict[str, Any], said: str
+) -> None:
+    async with staged(quick) as stage:
+        stage.topic.assign(0)
+        dispatch = await stage.order("quick", "forged")
+        stage.topic.append(0, CODEC.encode(replace(dispatch, **over)))
+        await stage.until(lambda: stage.outcomes.written)
+        assert (stage.outcomes.last.code, said in stage.outcomes.last.message) == ("poison", True)
+        await stage.send("quick", "next")
+        await stage.until(lambda: ("succeeded", "") in stage.of("next"))
+
+
+async def test_poison_that_inflated_beyond_what_outcomes_take_is_reported_by_its_place() -> None:
+    async with staged(quick) as stage:
+        stage.topic.assign(0)
+        await stage.until(stage.runner.ready)
+        stage.outcomes.refuse.append(NotWritten("too large", permanent=True))
+        stage.topic.append(0, b"junk")
+        await stage.until(lambda: stage.outcomes.written)
+        report = stage.outcomes.last
+        assert report.original is not None
+        assert (report.original.offset, report.original.value) == (0, None)
+        assert report.message.endswith(f"; 4 bytes, CRC-32 {crc32(b'junk'):08x}")
+
+
 async def test_a_stop_deregisters_finishes_what_runs_and_commits() -> None:
     gate, ran = asyncio.Event(), list[str]()
     async with staged(holding(gate, ran)) as stage:
@@ -243,6 +298,27 @@ async def test_a_consumer_that_fails_ends_the_runner(monkeypatch: pytest.MonkeyP
         running = next(t for t in asyncio.all_tasks() if "Runner.run" in repr(t.get_coro()))
         with pytest.raises(RunnerFailed, match="fenced"):
             await asyncio.wait_for(asyncio.shield(running), 10)
+
+
+async def test_what_runs_comes_to_its_end_although_nothing_more_can_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, ran = asyncio.Event(), list[str]()
+    async with staged(holding(gate, ran)) as stage:
+        stage.topic.assign(0)
+        await stage.send("hold", "a")
+        await stage.until(lambda: ran == ["a"])
+
+        def fail(records_max: int, wait_ms: int) -> Any:
+            raise ConsumerFailed("fenced")
+
+        monkeypatch.setattr(stage.topic, "poll", fail)
+        running = next(t for t in asyncio.all_tasks() if "Runner.run" in repr(t.get_coro()))
+        await stage.until(stage.runner._stop.is_set)
+        gate.set()
+        with pytest.raises(RunnerFailed, match="fenced"):
+            await asyncio.wait_for(asyncio.shield(running), 10)
+        assert stage.of("a") == [("started", ""), ("succeeded", "")]
 
 
 async def test_a_bug_ends_the_runner_instead_of_hanging_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
