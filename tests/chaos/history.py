@@ -205,6 +205,15 @@ def read(settings: Settings, ledger: Path, ops: Path | None, clock: Clock) -> Hi
         )
 
 
+def triggers_in(settings: Settings, clock: Clock) -> list[Sent]:
+    """What Kafka accepted so far."""
+    clients = KafkaClients(settings, role="checker", env={})
+    codec = open_codec(settings, clients=clients)
+    with Reader(clients, clock) as reader:
+        source = _Source(reader, settings.names, codec)
+        return [_sent(codec, raw, settings.prefix) for raw in source.raws("triggers")]
+
+
 class _Source:
     """Topics of the deployment, read from beginning to end."""
 
