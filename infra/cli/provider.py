@@ -45,6 +45,9 @@ def provider(
     inject_500: Annotated[
         float, typer.Option("--inject-500", help="Share of calls that fail on purpose, 0 to 1.")
     ] = FAILURE_RATE,
+    inject_lost: Annotated[
+        float, typer.Option("--inject-lost", help="Share of calls answered 500 after their effect, 0 to 1.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Decides which calls fail on purpose.")] = 0,
     drain_ms: Annotated[
         int, typer.Option(help="How long calls may take to finish after SIGTERM.")
@@ -61,6 +64,7 @@ def provider(
             dedupe=dedupe,
             inject_429=inject_429,
             inject_500=inject_500,
+            inject_lost=inject_lost,
             seed=seed,
             drain_ms=drain_ms,
         )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laxity.consumers.context import AgentContext
 from laxity.consumers.errors import Fail, NotApplied, OutcomeUnknown, Retry
+from laxity.infra.demo.provider.answers import NO_EFFECT
 from laxity.schemas.settings import settings
 
 CONNECT_TIMEOUT_S: Final = 5.0  # the provider is on this machine; a restart takes about a second
@@ -91,9 +92,9 @@ def _judge(response: httpx.Response) -> Completion:
             raise Fail("never_fits", _said(response))
         raise Retry("rate_limited", _said(response), retry_after_ms=_retry_after_ms(response))
     if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        if _error(response).get("code") == "ledger":
-            raise OutcomeUnknown(_said(response))
-        raise Retry("provider_error", _said(response))
+        if _error(response).get("code") == NO_EFFECT:
+            raise Retry("provider_error", _said(response))
+        raise OutcomeUnknown(_said(response))  # it may have failed after the effect
     raise Fail("provider_refused", _said(response))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from laxity.infra.demo.provider.line import Line
     from laxity.infra.demo.provider.wire import InvalidCallError
 
+NO_EFFECT = "no_effect"  # code of an error: the call surely did nothing
 INJECTED_WAIT_MS = 1_000  # what an injected 429 asks for at speed 1
 _WORDS = ("the", "day", "has", "six", "big", "red", "old", "new")  # with a space: one token each
 
@@ -89,7 +90,12 @@ def injected_429(model: str, speed: float) -> Answer:
 
 def injected_500() -> Answer:
     """A call that failed on the way; it had no effect."""
-    return failure(500, "the model failed: injected", kind="server_error")
+    return failure(500, "the model failed: injected", kind="server_error", code=NO_EFFECT)
+
+
+def injected_loss() -> Answer:
+    """A call that failed after its effect; nothing in the answer says so."""
+    return failure(500, "the answer was lost: injected", kind="server_error")
 
 
 def invalid(error: InvalidCallError) -> Answer:
@@ -112,9 +118,7 @@ def effect_unsettled(key: str) -> Answer:
 
 def effect_unknown(key: str) -> Answer:
     """404: no call under the key had an effect, and none is under way."""
-    return failure(
-        404, f"no effect under Idempotency-Key {key!r}", kind="idempotency_error", code="no_effect"
-    )
+    return failure(404, f"no effect under Idempotency-Key {key!r}", kind="idempotency_error", code=NO_EFFECT)
 
 
 def unknown_model(model: str, models: tuple[str, ...]) -> Answer:

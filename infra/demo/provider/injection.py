@@ -9,11 +9,12 @@ from laxity.infra.demo.draws import draw_unit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """Rates from 0 to 1 of calls answered 429 at once and of calls that fail with 500 on the way."""
+    """Rates from 0 to 1 of calls answered 429 at once, that fail with 500 on the way, and whose answer is a 500 after the effect."""
 
     seed: int
     rate_429: float
     rate_500: float
+    rate_lost: float = 0.0
 
     def refuses(self, identity: str, attempt: int) -> bool:
         """Whether the attempt is answered 429 although there is room."""
@@ -24,3 +25,7 @@ class Injection:
         if draw_unit(self.seed, "500", identity, attempt) >= self.rate_500:
             return None
         return draw_unit(self.seed, "500 after", identity, attempt)
+
+    def loses(self, identity: str, attempt: int) -> bool:
+        """Whether the attempt is answered 500 although it had its effect."""
+        return draw_unit(self.seed, "lost", identity, attempt) < self.rate_lost

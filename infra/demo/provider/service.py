@@ -19,6 +19,7 @@ from laxity.infra.demo.provider.answers import (
     effect_unsettled,
     injected_429,
     injected_500,
+    injected_loss,
     invalid,
     key_reused,
     limit_headers,
@@ -58,7 +59,10 @@ class Provider:
         self._ledger = ledger
         self._clock = clock
         self._injection = Injection(
-            seed=settings.seed, rate_429=settings.inject_429, rate_500=settings.inject_500
+            seed=settings.seed,
+            rate_429=settings.inject_429,
+            rate_500=settings.inject_500,
+            rate_lost=settings.inject_lost,
         )
         self._flights: dict[str, _Flight] = {}
         self._under_way: Counter[str] = Counter()  # calls by key, also where keys are not deduplicated
@@ -173,6 +177,8 @@ class Provider:
             return self._with_limits(call, injected_500())
         line = self._line(call, arrived_ms, Kind.EFFECT, status=200, reason="", charged=charge)
         await self._record(line)
+        if self._injection.loses(call.identity, attempt):
+            return self._with_limits(call, injected_loss())
         return self._with_limits(call, completion(line, max_tokens=call.max_tokens))
 
     async def _replay(self, call: Call, known: Line, arrived_ms: int) -> Answer:

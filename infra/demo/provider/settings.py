@@ -56,6 +56,7 @@ class ProviderSettings:
     dedupe: bool = True
     inject_429: float = 0.0
     inject_500: float = FAILURE_RATE
+    inject_lost: float = 0.0
     seed: int = 0
     drain_ms: int = DRAIN_MS
 
@@ -69,7 +70,7 @@ class ProviderSettings:
             raise ProviderSettingsError(f"speed is {self.speed}; it must be above 0 and finite")
         if self.drain_ms < 1_000:
             raise ProviderSettingsError(f"drain_ms is {self.drain_ms}; at least 1000 are needed")
-        for what in ("inject_429", "inject_500"):
+        for what in ("inject_429", "inject_500", "inject_lost"):
             if not 0 <= getattr(self, what) <= 1:
                 raise ProviderSettingsError(f"{what} is {getattr(self, what)}; a rate from 0 to 1 is allowed")
 

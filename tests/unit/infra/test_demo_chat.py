@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,6 +140,53 @@ async def test_a_failure_on_the_way_is_tried_again(tmp_path: Path, pointing: Poi
     assert failed.value.code == "provider_error"
 
 
+@pytest.mark.parametrize("dedupe", [True, False])
+async def test_a_failure_after_the_effect_is_unknown_not_failed(
+    tmp_path: Path, pointing: Pointing, *, dedupe: bool
+) -> None:
+    async with provider(tmp_path / "ledger", pointing, inject_lost=1.0, dedupe=dedupe):
+        with pytest.raises(OutcomeUnknown):
+            await ask()
+        found = await ask_effect(as_context(Context()))
+        assert found.replayed
+        if dedupe:
+            assert (await ask()).id == found.id
+    assert [line.kind for line in read_ledger(tmp_path / "ledger")].count("effect") == 1
+
+
+async def test_a_provider_that_hangs_is_given_up_as_unknown(
+    pointing: Pointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-open: the connection stands, and nothing ever comes."""
+    monkeypatch.setattr(chat, "ANSWER_TIMEOUT_S", 0.1)
+    over = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        pointing(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(OutcomeUnknown, match="no answer to a call that was sent"):
+            await ask()
+        over.set()
+
+
+async def test_a_connection_that_is_reset_under_the_call_is_unknown(pointing: Pointing) -> None:
+    """As when the provider is killed."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        at_once = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        pointing(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(OutcomeUnknown, match="no answer to a call that was sent"):
+            await ask()
+
+
 async def test_what_the_provider_will_never_do_is_given_up(tmp_path: Path, pointing: Pointing) -> None:
     async with provider(tmp_path / "ledger", pointing):
         for prompt in (PROMPT.model_copy(update={"model": "other"}), PROMPT):
@@ -173,7 +222,8 @@ async def test_nobody_there_means_nothing_was_done(
             b'HTTP/1.1 500 No\r\nContent-Length: 27\r\n\r\n{"error":{"code":"ledger"}}',
             OutcomeUnknown,
         ),
-        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", Retry),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", OutcomeUnknown),
+        (b'HTTP/1.1 500 No\r\nContent-Length: 30\r\n\r\n{"error":{"code":"no_effect"}}', Retry),
         (b"HTTP/1.1 429 No\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n", Retry),
         (b'HTTP/1.1 400 No\r\nContent-Length: 11\r\n\r\n{"error":1}', Fail),
     ],
