@@ -218,7 +218,7 @@ class Scheduler:
         leases.lapse(work, lapsed, outcomes_end)
         opened.again |= bool(lapsed)  # `outcomes` may have been read to its end already
         if answer is not None:
-            opened.again |= "gone" in answer.verdicts.values()
+            opened.again |= not {"gone", "revoked"}.isdisjoint(answer.verdicts.values())  # some may be ready
             leases.conclude(work, answer.verdicts, outcomes_end)
             opened.admission = dispatch.conclude(work, opened.cycle, answer, opened.admission)
             for reservation in answer.settled:

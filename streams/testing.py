@@ -87,7 +87,9 @@ class TopologyTestDriver:
         self.clock = clock or ManualClock()
         self.codec = Codec.local()
         self.log = log_for(self.config, shards)
-        self.world = World(log=self.log, config=self.config, codec=self.codec, shards=shards)
+        self.world = World(
+            log=self.log, clock=self.clock, config=self.config, codec=self.codec, shards=shards
+        )
         self.ledger = MemoryLedger(limits=Limits.of(self.config), shards=shards, clock=self.clock)
         self.provider = Provider()
         self.runners = [
@@ -107,7 +109,7 @@ class TopologyTestDriver:
         self.disks = [Disk() for _ in range(shards)]
         self.shards = [ShardHost(self.world, i, disk, self.ledger) for i, disk in enumerate(self.disks)]
         for shard in self.shards:
-            shard.start(self.clock.now_ms())
+            shard.start()
         for runner in self.runners:
             runner.register()
         self.settle()
@@ -145,11 +147,11 @@ class TopologyTestDriver:
     def settle(self) -> None:
         """Run batches until no shard has anything left to do now."""
         for _ in range(BATCHES_MAX):
-            due = [shard for shard in self.shards if shard.due(self.clock.now_ms())]
-            if not due:
-                return
+            due = [shard for shard in self.shards if shard.due()]
             for shard in due:
-                shard.run(self.clock.now_ms())
+                shard.run()
+            if not due and not any(shard.look() for shard in self.shards):
+                return
         raise AssertionError(f"not at rest after {BATCHES_MAX} batches")
 
     def work(self, rounds: int = 1_000) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from confluent_kafka import TopicPartition
 
 from laxity.schemas.records import InputRange
 from laxity.schemas.timing import Clock, Millis
 from laxity.streams.effects import BatchInput, Effects
-from laxity.streams.ledger.protocol import Answer, Exchange, Reconciled
+from laxity.streams.ledger.protocol import Answer, Exchange, Live, Reconciled
 from laxity.streams.runtime.cluster import ClusterError
 from laxity.streams.runtime.core import Core
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.inbox import Taken
-from laxity.streams.runtime.ledger_line import LedgerLine
-from laxity.streams.runtime.logs import Event, logger
-from laxity.streams.runtime.meter import ShardMeter
 from laxity.streams.runtime.outbox import Outbox
 from laxity.streams.runtime.stores import Stores
-from laxity.streams.runtime.transactions import AbortedError, FencedError, TransactionError, Transactions
+from laxity.streams.runtime.transactions import AbortedError, FencedError, Message, TransactionError
 from laxity.streams.state.changelog import KEYS, STATE
 
 RECONCILE_MS_MAX = (
@@ -34,19 +32,65 @@ LAPSED_MAX = 1_000  # of one batch: after a long absence a shard may find most o
 IDLE_ASK_MS = 1_000  # a quiet shard hears of lapsed leases this late
 
 
+class Committing(Protocol):
+    """The transactional producer."""
+
+    def commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Sequence[TopicPartition],
+        metadata: Any,
+        watched: Sequence[str] = (),
+    ) -> dict[str, int]:
+        """One transaction; see Transactions.commit. Raises TransactionError."""
+        ...
+
+
+class Line(Protocol):
+    """The way to the ledger."""
+
+    def ask(self, exchange: Exchange) -> Answer | None:
+        """One round trip; None: no answer in time."""
+        ...
+
+    def begin_reconcile(
+        self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]
+    ) -> Future[Reconciled]:
+        """Report what lives."""
+        ...
+
+    def finish(self, begun: Future[Reconciled], *, wait_ms: Millis = 0) -> Reconciled | None:
+        """What came of it; None: nothing yet, or (where `begun.done()`) no answer."""
+        ...
+
+
+class Meter(Protocol):
+    """Counts what was committed."""
+
+    def committed(self, took_ms: Millis) -> None:
+        """A transaction."""
+        ...
+
+    def batch(self, effects: Effects, taken: Taken, *, silent: bool, took_ms: Millis) -> None:
+        """A batch, committed and in the stores."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What a batch touches besides its core."""
+    """What a batch touches besides its core. The simulator brings its own: the order of steps is this module's under both."""
 
     shard: int
     stores: Stores
-    transactions: Transactions
+    transactions: Committing
     outbox: Outbox
-    line: LedgerLine
+    line: Line
     group_metadata: Callable[[], object]
     outcomes_end: Callable[[], int]  # raises ClusterError
     clock: Clock
-    meter: ShardMeter
+    meter: Meter
+    agreed: Callable[[Reconciled], None] = lambda _: None  # told of each reconciliation
+    reach: Callable[[str], None] = reach
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +115,6 @@ class Cycle:
         self._agree_ms: Millis = 0
         self._asked = False  # in the batch under way
         self._asked_ms: Millis = 0
-        self._log = logger(shard=world.shard)
 
     # before the first batch
 
@@ -111,9 +154,7 @@ class Cycle:
         self._asked_ms = self._world.clock.monotonic_ms()
         self.pending.lapsed += found.lapsed
         self.pending.held.clear()  # what is not live was dropped
-        self._log.info(
-            Event.RECONCILED, lapsed=len(found.lapsed), dropped=found.dropped, restored=found.restored
-        )
+        self._world.agreed(found)
 
     # a batch
 
@@ -121,7 +162,7 @@ class Cycle:
         """Raises TransactionError, StoreError."""
         world, core, pending = self._world, self._core, self.pending
         begun_ms = world.clock.monotonic_ms()
-        reach("after_poll")
+        world.reach("after_poll")
         if not self._reconciled:
             self._agree()
         # 1. What came in, and what earlier batches left open.
@@ -135,7 +176,7 @@ class Cycle:
             # 4. Conclude: pure. Lapsed leases need the end of `outcomes`, asked after the answer.
             end = self._outcomes_end(answer, batch)
             effects = core.conclude(answer, outcomes_end=end)
-            reach("after_step")
+            world.reach("after_step")
             # 5. Commit, then 6. write the stores.
             self._carry_out(effects, taken.ranges)
         except TransactionError:
@@ -198,12 +239,12 @@ class Cycle:
             world.group_metadata() if offsets else None,
             (box.state_topic, box.keys_topic),
         )
-        reach("after_commit")
+        world.reach("after_commit")
         world.meter.committed(world.clock.monotonic_ms() - begun_ms)
         assert box.state_topic in ends, "the shard's own row is part of every batch"
         by_name = {STATE: ends.get(box.state_topic, -1), KEYS: ends.get(box.keys_topic, -1)}
         world.stores.apply(effects, by_name, world.clock.now_ms())
-        reach("after_apply")
+        world.reach("after_apply")
         self._core.applied()
 
     # between batches

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from laxity.schemas.timing import Clock, Millis
+from laxity.streams.ledger.protocol import Reconciled
 from laxity.streams.runtime import ownership
 from laxity.streams.runtime.batches import Batches, Work
 from laxity.streams.runtime.cluster import ClusterError
@@ -255,6 +256,12 @@ class Shard(threading.Thread):
             outcomes_end=lambda: premises.cluster.end(outcomes, self.shard),
             clock=self._clock,
             meter=premises.meter,
+            agreed=self._agreed,
+        )
+
+    def _agreed(self, found: Reconciled) -> None:
+        self._log.info(
+            Event.RECONCILED, lapsed=len(found.lapsed), dropped=found.dropped, restored=found.restored
         )
 
     def _read(self, positions: Mapping[str, int]) -> None:

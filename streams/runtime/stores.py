@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -108,6 +108,7 @@ class Stores:
     state: Store
     keys: Store
     topic_ids: Mapping[str, str]  # of `state` and `keys`
+    reach: Callable[[str], None] = reach
 
     @classmethod
     def open(cls, folder: Path, topic_ids: Mapping[str, str]) -> Stores:
@@ -123,7 +124,7 @@ class Stores:
         """After the commit: data, derived rows and changelog offsets, each store in one write. `ends`: by changelog, without prefix."""
         state = [*(state_write(change) for change in effects.state), *effects.local]
         self.state.write(state + self._position(STATE, ends, now_ms))
-        reach("mid_apply")
+        self.reach("mid_apply")
         keys = [key_write(change) for change in effects.keys]
         if keys:
             self.keys.write(keys + self._position(KEYS, ends, now_ms))

@@ -1,28 +1,41 @@
-"""A shard's host in memory: the order of steps of the real one, and a chance to crash between any two of them."""
+"""A shard's host in memory: the real batch and the real restore over a log, a clock and stores in memory, with a chance to crash at each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import TopicPartition
 
 from laxity.schemas.config import Config
 from laxity.schemas.records import InputRange
 from laxity.schemas.serde import Codec
-from laxity.schemas.topics import TIERS
-from laxity.streams.effects import BatchInput, Effects, Output, Record
-from laxity.streams.ledger.protocol import Answer, Exchange, LedgerUnavailable, ShardLedger
+from laxity.schemas.timing import Clock, Millis
+from laxity.schemas.topics import Names
+from laxity.streams.effects import Effects, Record
+from laxity.streams.ledger.protocol import Answer, Exchange, LedgerUnavailable, Live, Reconciled, ShardLedger
+from laxity.streams.runtime import cycle
+from laxity.streams.runtime.inbox import Taken
+from laxity.streams.runtime.outbox import Outbox
+from laxity.streams.runtime.sources import INPUTS, OUTCOMES
+from laxity.streams.runtime.stores import Stores
+from laxity.streams.runtime.transactions import AbortedError, Message
 from laxity.streams.scheduler import Scheduler
-from laxity.streams.simulator.log import FencedError, Log, NewRecord, TopicPartition
-from laxity.streams.state import changelog, keys
+from laxity.streams.simulator.log import Log
+from laxity.streams.state.changelog import KEYS, STATE, Row, keys_changes, state_changes
+from laxity.streams.state.keys import key_write
 from laxity.streams.state.memory import MemoryStore
+from laxity.streams.state.restore import Batch, Derive, restore
+from laxity.streams.state.store import Store, Write
 from laxity.streams.state.tables import restored
 
-INPUTS = ("control", "links", "outcomes", *(f"triggers.{tier}" for tier in TIERS))
 STEPS = (
     "after_poll",
+    "before_ledger",
+    "after_ledger",
     "after_step",
-    "ledger_before",
-    "ledger_after",
     "before_commit",
     "after_commit",
     "mid_apply",
@@ -31,7 +44,7 @@ STEPS = (
     "mid_takeover",
 )
 RECORDS_MAX = 500
-_OFFSET = keys.HOST + b"changelog"
+TOPIC_ID = "in-memory"
 
 
 class Crash(BaseException):
@@ -40,6 +53,9 @@ class Crash(BaseException):
 
 def never(_step: str) -> None:
     """A host that does not crash."""
+
+
+Reach = Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +71,7 @@ class World:
     """What hosts share."""
 
     log: Log
+    clock: Clock
     config: Config
     codec: Codec
     shards: int
@@ -65,178 +82,214 @@ class ShardHost:
     """One process's task for one shard, from takeover to crash or fencing."""
 
     def __init__(
-        self,
-        world: World,
-        shard: int,
-        disk: Disk,
-        ledger: ShardLedger,
-        *,
-        reach: Callable[[str], None] = never,
+        self, world: World, shard: int, disk: Disk, ledger: ShardLedger, *, reach: Reach = never
     ) -> None:
         """Takes nothing over yet: `start` does."""
-        self._world, self._shard, self._disk, self._ledger, self._reach = world, shard, disk, ledger, reach
-        self._id = f"{world.prefix}scheduler.{shard}"
-        self._held: tuple[str, ...] = ()
-        self._lapsed: tuple[str, ...] = ()
-        self.woken: list[str] = []
-        self.abort_next = False  # the next transaction is aborted by the broker
+        self._world, self._shard, self._disk, self._reach = world, shard, disk, reach
+        self._transactions = _Transactions(world, f"{world.prefix}scheduler.{shard}", reach)
+        self._line = _Line(ledger, reach)
+        self._aborted: Taken | None = None  # to be run again
 
-    def start(self, now_ms: int) -> None:
-        """Fence, restore to the end, commit the next owner epoch, reconcile."""
-        log = self._world.log
-        self._epoch = log.init(self._id)
-        self._restore()
+    def start(self) -> None:
+        """Fence, restore to the end, commit the next owner epoch, reconcile. Raises Crash, FencedError."""
+        world, disk = self._world, self._disk
+        self._transactions.fence()
+        restore_disk(world, self._shard, disk)
         self._reach("mid_restore")
         self.core = Scheduler(
             shard=self._shard,
-            shards=self._world.shards,
-            config=self._world.config,
-            codec=self._world.codec,
-            store=self._disk.state,
-            keys=self._disk.keys,
-            prefix=self._world.prefix,
+            shards=world.shards,
+            config=world.config,
+            codec=world.codec,
+            store=disk.state,
+            keys=disk.keys,
+            prefix=world.prefix,
         )
-        self._positions = {t: max(log.committed.get((t, self._shard), 0), 0) for t in INPUTS}
-        self._commit(self.core.take_over(now_ms), {})
+        self._cycle = cycle.Cycle(self.core, self._cycle_world())
+        self._positions = {t: max(world.log.committed.get((t, self._shard), 0), 0) for t in INPUTS}
         self._reach("mid_takeover")
-        self._reconcile()
+        self._cycle.take_over()
+        self._cycle.reconcile()
 
-    def _restore(self) -> None:
-        state, keys_store, log = self._disk.state, self._disk.keys, self._world.log
-        for topic, store in (("state", state), ("keys", keys_store)):
-            stored = int.from_bytes(store.get(_OFFSET) or b"", "big")
-            rows = [(r.key or b"", r.value) for r in log.read(topic, self._shard, stored)]
-            if topic == "state":
-                for change in changelog.state_changes(rows, self._world.codec):
-                    store.write(restored(store, [change]))
-            else:
-                store.write([keys.key_write(c) for c in changelog.keys_changes(rows, self._world.codec)])
-            store.write([(_OFFSET, log.end(topic, self._shard).to_bytes(8, "big"))])
-
-    def _reconcile(self) -> bool:
-        core = self.core
-        try:
-            result = self._ledger.reconcile(
-                shard=self._shard,
-                owner_epoch=core.owner_epoch,
-                seen_epoch=core.seen_epoch,
-                live=core.live(),
-            )
-        except LedgerUnavailable:
-            return False
-        if result.status == "fenced":
-            raise FencedError("the ledger knows a higher owner epoch")
-        self._lapsed = tuple(dict.fromkeys((*self._lapsed, *result.lapsed)))
-        return True
-
-    def due(self, now_ms: int) -> bool:
-        """Whether there are records to read or a wake-up is due."""
-        wakeup = self.core.next_wakeup()
-        if wakeup is not None and wakeup <= now_ms:
-            return True
-        log = self._world.log
-        return bool(self.woken or self._lapsed) or any(
-            log.end(t, self._shard) > self._positions[t] for t in INPUTS
+    def _cycle_world(self) -> cycle.World:
+        world, disk = self._world, self._disk
+        ids = {STATE: TOPIC_ID, KEYS: TOPIC_ID}
+        return cycle.World(
+            shard=self._shard,
+            stores=Stores(state=disk.state, keys=disk.keys, topic_ids=ids, reach=self._reach),
+            transactions=self._transactions,
+            outbox=Outbox(prefix=world.prefix, shard=self._shard, codec=world.codec),
+            line=self._line,
+            group_metadata=lambda: "the group",
+            outcomes_end=lambda: world.log.end(OUTCOMES, self._shard),
+            clock=world.clock,
+            meter=_NoMeter(),
+            reach=self._reach,
         )
 
-    def run(self, now_ms: int, most: int = RECORDS_MAX, *, late: Collection[str] = ()) -> Effects | None:
-        """One batch. Raises Crash where `reach` says so, FencedError where another took over. None: aborted, to be redone.
+    def hear(self, resource: str) -> None:
+        """The ledger has room at a resource."""
+        if self.core.waits_for(resource):
+            self._cycle.pending.woken.add(resource)
+
+    def abort_next(self) -> None:
+        """The broker aborts the next transaction."""
+        self._transactions.aborts_next = True
+
+    def lose_next_answer(self) -> None:
+        """The ledger does what it is asked next, and its answer never comes."""
+        self._line.loses_next = True
+
+    def due(self) -> bool:
+        """Whether there are records to read, something to tell, or a wake-up."""
+        wakeup, pending, log = self.core.next_wakeup(), self._cycle.pending, self._world.log
+        if wakeup is not None and wakeup <= self._world.clock.now_ms():
+            return True
+        return bool(pending.woken or pending.lapsed or self._aborted) or any(
+            log.end(topic, self._shard) > at for topic, at in self._positions.items()
+        )
+
+    def run(self, most: int = RECORDS_MAX, *, late: Collection[str] = ()) -> bool:
+        """One batch; False: aborted, the same input comes again. Raises Crash where `reach` says so, FencedError where another took over.
 
         `late`: topics whose fetch has not come back yet.
         """
-        batch = self._poll(now_ms, most, late)
-        self._reach("after_poll")
-        exchange = self.core.nominate(batch)
-        self._reach("ledger_before")
-        answer = self._ask(exchange)
-        self._reach("ledger_after")
-        end = self._world.log.end("outcomes", self._shard)
-        effects = self.core.conclude(answer, outcomes_end=end)
-        self._reach("after_step")
-        asked = {c.reservation_id for c in exchange.candidates}
-        if self.abort_next:
-            self.abort_next = False
-            self.core.aborted()
-            refused = {r.reservation_id for r in answer.refusals} if answer else set()
-            self._held = tuple(sorted((asked - refused) | set(self._held)))
-            return None
-        offsets = {(r.topic, r.partition): r.next for r in batch.ranges}
-        self._commit(effects, offsets)
-        for moved in batch.ranges:
-            self._positions[moved.topic] = moved.next
-        self._held = tuple(sorted(asked)) if answer is None else ()
-        self._lapsed = ()
-        self.woken = []
-        if answer is not None and answer.status == "recovering":
-            self._reconcile()
-        return effects
+        taken = self._aborted or self._poll(most, late)
+        try:
+            self._cycle.run(taken)
+        except AbortedError:
+            self._aborted = taken
+            return False
+        self._aborted = None
+        self._positions |= {moved.topic: moved.next for moved in taken.ranges}
+        return True
 
-    def look(self) -> None:
-        """What the real host asks when nothing else happens: leases that no task stands behind any more lapse then."""
-        answer = self._ask(Exchange(shard=self._shard, owner_epoch=self.core.owner_epoch))
-        if answer is not None and answer.status == "recovering":
-            self._reconcile()
+    def look(self) -> bool:
+        """What the real host does when nothing else happens: ask whether leases lapsed. Whether a batch came of it."""
+        return self._cycle.look_at_ledger() and self.run()
 
-    def _poll(self, now_ms: int, most: int, late: Collection[str]) -> BatchInput:
+    def _poll(self, most: int, late: Collection[str]) -> Taken:
         records: list[Record] = []
         ranges: list[InputRange] = []
         for topic in INPUTS:
             if topic in late:
                 continue
-            first = self._positions[topic]
-            found = self._world.log.read(topic, self._shard, first, most - len(records))
+            first, room = self._positions[topic], most - len(records)
+            found = self._world.log.read(topic, self._shard, first, room)
+            whole = len(found) < room
             end = self._world.log.end(topic, self._shard)
-            whole = len(found) < most - len(records)
-            records += found
             reached = end if whole else (found[-1].offset + 1 if found else first)
+            records += found
             if reached > first:
-                ranges.append(
-                    InputRange(
-                        topic=topic, partition=self._shard, first=first, next=reached, count=len(found)
-                    )
-                )
-        return BatchInput(
-            records=records,
-            ranges=ranges,
-            now_ms=now_ms,
-            held=self._held,
-            lapsed=self._lapsed,
-            woken=tuple(self.woken),
-        )
+                ranges.append(self._range(topic, first, reached, len(found)))
+        return Taken(records=records, ranges=ranges)
 
-    def _ask(self, exchange: Exchange) -> Answer | None:
+    def _range(self, topic: str, first: int, reached: int, count: int) -> InputRange:
+        return InputRange(topic=topic, partition=self._shard, first=first, next=reached, count=count)
+
+
+def restore_disk(world: World, shard: int, disk: Disk) -> None:
+    """Both stores to the ends of their changelogs."""
+
+    def state(store: Store, rows: Sequence[Row]) -> Sequence[Write]:
+        return restored(store, state_changes(rows, world.codec))
+
+    def keys(_: Store, rows: Sequence[Row]) -> Sequence[Write]:
+        return [key_write(change) for change in keys_changes(rows, world.codec)]
+
+    both: tuple[tuple[str, MemoryStore, Derive], ...] = ((STATE, disk.state, state), (KEYS, disk.keys, keys))
+    for topic, store, derive in both:
+        restore(store, _Changelog(world.log, topic, shard), derive, now_ms=world.clock.now_ms())
+
+
+@dataclass(slots=True)
+class _Changelog:
+    """One partition, from a position to its end."""
+
+    log: Log
+    topic: str
+    partition: int
+    topic_id: str = TOPIC_ID
+
+    def read(self, start: int | None) -> Iterator[Batch]:
+        rows = [(r.key or b"", r.value) for r in self.log.read(self.topic, self.partition, start or 0)]
+        yield Batch(rows=rows, next=self.log.end(self.topic, self.partition), ended=True)
+
+
+@dataclass(slots=True)
+class _Transactions:
+    """The transactional producer of one shard."""
+
+    world: World
+    transactional_id: str
+    reach: Reach
+    aborts_next: bool = False
+    epoch: int = 0
+
+    def fence(self) -> None:
+        self.epoch = self.world.log.init(self.transactional_id)
+
+    def commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Sequence[TopicPartition],
+        metadata: Any,
+        watched: Sequence[str] = (),
+    ) -> dict[str, int]:
+        assert metadata or not offsets, "offsets without the group's metadata"
+        log, short = self.world.log, Names(self.world.prefix).short
+        self.reach("before_commit")
+        if self.aborts_next:
+            self.aborts_next = False
+            raise AbortedError("the broker said so")
+        news = [(short(m.topic), m.partition, m.key, m.value, m.headers) for m in messages]
+        at = {(short(o.topic), o.partition): o.offset for o in offsets}
+        log.commit(self.transactional_id, self.epoch, news, at, self.world.clock.now_ms())
+        shard = {m.topic: m.partition or 0 for m in messages}
+        return {topic: log.end(short(topic), shard[topic]) for topic in watched if topic in shard}
+
+
+@dataclass(slots=True)
+class _Line:
+    """The way to the ledger, without threads."""
+
+    ledger: ShardLedger
+    reach: Reach
+    loses_next: bool = False
+
+    def ask(self, exchange: Exchange) -> Answer | None:
+        self.reach("before_ledger")
         try:
-            answer = self._ledger.exchange(exchange)
+            answer: Answer | None = self.ledger.exchange(exchange)
         except LedgerUnavailable:
-            return None
-        if answer.status == "fenced":
-            raise FencedError("the ledger knows a higher owner epoch")
+            answer = None
+        if self.loses_next:
+            self.loses_next, answer = False, None
+        self.reach("after_ledger")
         return answer
 
-    def _commit(self, effects: Effects, offsets: dict[TopicPartition, int]) -> None:
-        """The transaction, then the stores, then the caches."""
-        self._reach("before_commit")
-        log, now_ms = self._world.log, self.core.now_ms
-        log.commit(self._id, self._epoch, self._news(effects), offsets, now_ms)
-        self._reach("after_commit")
-        end = log.end("state", self._shard).to_bytes(8, "big")
-        writes = [*(keys.state_write(c) for c in effects.state), *effects.local, (_OFFSET, end)]
-        self._disk.state.write(writes)
-        self._reach("mid_apply")
-        end = log.end("keys", self._shard).to_bytes(8, "big")
-        self._disk.keys.write([*(keys.key_write(c) for c in effects.keys), (_OFFSET, end)])
-        self._reach("after_apply")
-        self.core.applied()
+    def begin_reconcile(
+        self, *, shard: int, owner_epoch: int, seen_epoch: str, live: Sequence[Live]
+    ) -> Future[Reconciled]:
+        begun: Future[Reconciled] = Future()
+        try:
+            begun.set_result(
+                self.ledger.reconcile(shard=shard, owner_epoch=owner_epoch, seen_epoch=seen_epoch, live=live)
+            )
+        except LedgerUnavailable as error:
+            begun.set_exception(error)
+        return begun
 
-    def _news(self, effects: Effects) -> list[NewRecord]:
-        codec, shard = self._world.codec, self._shard
-        news: list[NewRecord] = [("state", shard, *changelog.state_row(c, codec), ()) for c in effects.state]
-        news += [("keys", shard, *changelog.keys_row(c, codec), ()) for c in effects.keys]
-        return news + [_new(output, codec) for output in effects.outputs]
+    def finish(self, begun: Future[Reconciled], *, wait_ms: Millis = 0) -> Reconciled | None:
+        assert wait_ms >= 0, f"waits {wait_ms} ms"
+        return None if begun.exception() else begun.result()
 
 
-def _new(output: Output, codec: Codec) -> NewRecord:
-    value = output.value
-    if output.schema is not None and value is not None:
-        value = codec.frame(output.schema, value)
-    return (output.topic, output.partition, output.key, value, output.headers)
+class _NoMeter:
+    """Nobody looks."""
+
+    def committed(self, took_ms: Millis) -> None:
+        """Nothing."""
+
+    def batch(self, effects: Effects, taken: Taken, *, silent: bool, took_ms: Millis) -> None:
+        """Nothing."""

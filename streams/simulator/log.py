@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 
 from laxity.schemas.identity import murmur2
 from laxity.streams.effects import Record
+from laxity.streams.runtime.transactions import FencedError
 
-TopicPartition = tuple[str, int]
+Place = tuple[str, int]
 NewRecord = tuple[str, int | None, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 """Topic, partition (None: by key), key, value, headers."""
-
-
-class FencedError(Exception):
-    """A newer producer took over this transactional id."""
 
 
 @dataclass(slots=True)
@@ -22,9 +19,9 @@ class Log:
     """All topics. Every read is read_committed, because uncommitted records are never appended here."""
 
     partitions: Mapping[str, int]
-    records: dict[TopicPartition, list[Record]] = field(default_factory=dict)
-    ends: dict[TopicPartition, int] = field(default_factory=dict)
-    committed: dict[TopicPartition, int] = field(default_factory=dict)
+    records: dict[Place, list[Record]] = field(default_factory=dict)
+    ends: dict[Place, int] = field(default_factory=dict)
+    committed: dict[Place, int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
 
     def init(self, transactional_id: str) -> int:
@@ -37,7 +34,7 @@ class Log:
         transactional_id: str,
         epoch: int,
         news: Iterable[NewRecord],
-        offsets: Mapping[TopicPartition, int],
+        offsets: Mapping[Place, int],
         now_ms: int,
     ) -> None:
         """A whole transaction: records, a marker behind them in each partition, offsets. Raises FencedError."""
@@ -52,7 +49,7 @@ class Log:
         """One record outside transactions; returns its offset."""
         return self.ends[self._append(new, now_ms)] - 1
 
-    def _append(self, new: NewRecord, now_ms: int) -> TopicPartition:
+    def _append(self, new: NewRecord, now_ms: int) -> Place:
         topic, partition, key, value, headers = new
         count = self.partitions[topic]
         at = (topic, murmur2(key or b"") % count if partition is None else partition)

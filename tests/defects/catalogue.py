@@ -42,19 +42,35 @@ DEFECTS = (
         breaks="I17: the store holds what was never committed",
         changes=(
             Change(
-                path="streams/simulator/host.py",
-                sound="        log.commit(self._id, self._epoch, self._news(effects), offsets, now_ms)\n"
-                '        self._reach("after_commit")\n',
-                planted="",
-            ),
-            Change(
-                path="streams/simulator/host.py",
-                sound='        self._reach("after_apply")\n',
-                planted="        log.commit(self._id, self._epoch, self._news(effects), offsets, now_ms)\n"
-                '        self._reach("after_apply")\n',
+                path="streams/runtime/cycle.py",
+                sound="        offsets = [TopicPartition(box.prefix + r.topic, r.partition, r.next) for r in ranges]\n"
+                "        ends",
+                planted="        offsets = [TopicPartition(box.prefix + r.topic, r.partition, r.next) for r in ranges]\n"
+                "        world.stores.apply(effects, {STATE: 0, KEYS: 0}, world.clock.now_ms())\n"
+                "        ends",
             ),
         ),
         tests=(CRASHES,),
+    ),
+    Defect(
+        name="caches-before-commit",
+        breaks="I1, I16: what the shard believes was never committed",
+        changes=_one(
+            "streams/runtime/cycle.py",
+            "        begun_ms = world.clock.monotonic_ms()\n        offsets",
+            "        begun_ms = world.clock.monotonic_ms()\n        self._core.applied()\n        offsets",
+        ),
+        tests=(CRASHES,),
+    ),
+    Defect(
+        name="unknown-grants-forgotten",
+        breaks="I8: what the ledger granted unheard is asked again under another name",
+        changes=_one(
+            "streams/runtime/cycle.py",
+            "        pending.held = {candidate.reservation_id for candidate in unknown}\n",
+            "        pending.held = set()\n",
+        ),
+        tests=("tests/unit/streams/runtime/test_cycle.py", CRASHES),
     ),
     Defect(
         name="kept-after-an-abort",

@@ -13,9 +13,10 @@ from laxity.schemas.topics import TIERS
 from laxity.streams.effects import Record
 from laxity.streams.ledger.books import Claimed
 from laxity.streams.lifecycle import TERMINAL, TRANSITIONS
-from laxity.streams.simulator.host import Disk, ShardHost
+from laxity.streams.simulator.host import Disk, restore_disk
 from laxity.streams.state import index, keys
 from laxity.streams.state.changelog import state_changes
+from laxity.streams.state.restore import position
 
 CAPACITIES = {"browser": 2, "account:a": 1, "account:b": 1}
 _STEPS = {(before, after) for (before, _), after in TRANSITIONS.items()}
@@ -58,7 +59,8 @@ def check_now(d: Deployment) -> None:
 def _nothing_uncommitted(d: Deployment, number: int) -> None:
     """I17: a store holds what its changelog says up to the offset it names, and nothing else."""
     store = d.disks[number].state
-    offset = int.from_bytes(store.get(keys.HOST + b"changelog") or b"", "big")
+    here = position(store)
+    offset = 0 if here is None else here.next
     folded: dict[bytes, bytes] = {}
     records = [r for r in d.log.read("state", number, 0) if r.offset < offset]
     for change in state_changes([(r.key or b"", r.value) for r in records], d.codec):
@@ -177,8 +179,7 @@ def _restores(d: Deployment) -> None:
     """I16: a shard restored from nothing has the rows of the one that lived; and so do its derived indexes."""
     for number, disk in enumerate(d.disks):
         empty = Disk()
-        host = ShardHost(d.world, number, empty, d.ledger)
-        host._restore()
+        restore_disk(d.world, number, empty)
         for name in ("state", "keys"):
             lived, restored = getattr(disk, name), getattr(empty, name)
             rows = [
@@ -189,7 +190,7 @@ def _restores(d: Deployment) -> None:
 
 
 def _is_parking(key: bytes) -> bool:
-    """Rows that only say who waits where: a restored shard starts without them."""
-    return key[:1] in {keys.LANE, keys.POSITION, keys.PARKED} or (
+    """Rows that only say who waits where, and how far the copy is: a restored shard starts without them."""
+    return key[:1] in {keys.LANE, keys.POSITION, keys.PARKED, keys.HOST} or (
         key[:1] == keys.TIMER and key[9:10] == index.KEYED
     )

@@ -14,8 +14,9 @@ from laxity.schemas.timing import ManualClock
 from laxity.schemas.topics import TIERS
 from laxity.streams.ledger.limits import LEASE_TTL_MS, Limits
 from laxity.streams.ledger.memory import MemoryLedger
-from laxity.streams.simulator.host import INPUTS, STEPS, Crash, Disk, ShardHost, World
-from laxity.streams.simulator.log import FencedError
+from laxity.streams.runtime.sources import INPUTS
+from laxity.streams.runtime.transactions import FencedError
+from laxity.streams.simulator.host import STEPS, Crash, Disk, ShardHost, World
 from laxity.streams.simulator.runner import RUNNER_STEPS, Provider, SimRunner
 from laxity.streams.testing import log_for
 
@@ -65,7 +66,9 @@ class Deployment:
         )
         self.codec = Codec.local()
         self.log = log_for(self.config, SHARDS)
-        self.world = World(log=self.log, config=self.config, codec=self.codec, shards=SHARDS)
+        self.world = World(
+            log=self.log, clock=self.clock, config=self.config, codec=self.codec, shards=SHARDS
+        )
         self.ledger = MemoryLedger(limits=Limits.of(self.config), shards=SHARDS, clock=self.clock)
         deduplicates = self.config.type_of("work").on_unknown == "retry"
         self.provider = Provider(dedupe=deduplicates)
@@ -85,7 +88,7 @@ class Deployment:
     def _woken(self, name: str) -> None:
         for shard in self.shards:
             if shard is not None and self.random.random() < 0.8:  # pub/sub loses messages
-                shard.woken.append(name)
+                shard.hear(name)
 
     # what may happen
 
@@ -146,11 +149,11 @@ class Deployment:
             shard = self.shards[index]
             if shard is None:
                 shard = ShardHost(self.world, index, self.disks[index], self.ledger, reach=self.fuse)
-                shard.start(self.clock.now_ms())
+                shard.start()
                 self.shards[index] = shard
-            elif shard.due(self.clock.now_ms()):
+            elif shard.due():
                 late = [topic for topic in INPUTS if self.random.random() < 0.1 and not self.calm]
-                shard.run(self.clock.now_ms(), most=self.random.choice([1, 3, 500]), late=late)
+                shard.run(most=self.random.choice([1, 3, 500]), late=late)
         except (Crash, FencedError):
             self.shards[index] = None
             self.crashed.add(index)
@@ -193,7 +196,7 @@ class Deployment:
     def abort(self) -> None:
         for shard in self.shards:
             if shard is not None:
-                shard.abort_next = True
+                shard.abort_next()
 
     def zombie(self) -> None:
         """A shard's owner is thought dead and is not: it comes back once its successor runs."""
@@ -203,9 +206,9 @@ class Deployment:
             return
         self.disks[index] = Disk()  # its successor runs elsewhere
         self.run_shard(index)
-        if old.due(self.clock.now_ms()):
+        if old.due():
             try:
-                assert old.run(self.clock.now_ms()) is None, "a zombie committed a batch"
+                assert not old.run(), "a zombie committed a batch"
             except (FencedError, Crash):
                 return
 
@@ -238,6 +241,12 @@ class Deployment:
 
     def silence(self) -> None:
         self.ledger.available = not self.ledger.available
+
+    def lose_answer(self) -> None:
+        """A shard's next question is answered too late for it."""
+        shard = self.random.choice(self.shards)
+        if shard is not None:
+            shard.lose_next_answer()
 
     def advance(self) -> None:
         self.clock.advance(self.random.choice([1, 20, 200, 1_000, 6_000]))
@@ -287,6 +296,7 @@ STEP_WEIGHTS = (
     ("lose_disk", 0.5),
     ("lose_ledger", 0.5),
     ("silence", 1.5),
+    ("lose_answer", 2),
     ("command", 1),
     ("reset", 0.3),
     ("sleep", 1),

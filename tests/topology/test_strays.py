@@ -19,7 +19,8 @@ from builders import (
 
 from laxity.schemas.identity import run_id_of, shard_of
 from laxity.schemas.records import Link
-from laxity.streams.simulator.host import INPUTS, ShardHost
+from laxity.streams.runtime.sources import INPUTS
+from laxity.streams.simulator.host import ShardHost
 from laxity.streams.testing import TopologyTestDriver
 
 
@@ -70,7 +71,7 @@ def rewound(d: TopologyTestDriver, to: int = 0) -> None:
         for topic in INPUTS:
             d.log.committed[topic, i] = to
         d.shards[i] = ShardHost(d.world, i, disk, d.ledger)
-        d.shards[i].start(d.clock.now_ms())
+        d.shards[i].start()
     d.settle()
 
 

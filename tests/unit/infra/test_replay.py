@@ -199,9 +199,9 @@ def test_another_configuration_is_refused(driver: TopologyTestDriver) -> None:
 def test_each_owner_is_replayed_under_its_own_configuration(driver: TopologyTestDriver) -> None:
     before = driver.config
     later = builders.config(builders.CONFIG + "\n[tiers.low]\ndeadline_ms = 7_000\n")
-    world = World(log=driver.log, config=later, codec=CODEC, shards=1)
+    world = World(log=driver.log, clock=driver.clock, config=later, codec=CODEC, shards=1)
     driver.shards[0] = ShardHost(world, 0, driver.disks[0], driver.ledger)
-    driver.shards[0].start(driver.clock.now_ms())
+    driver.shards[0].start()
     driver.pipe("low", Trigger(type="work", key="after", payload=b"{}"))
     driver.work()
     entries = journal(driver.log)

@@ -161,9 +161,9 @@ class Bench:
         world = World(
             shard=2,
             stores=self.stores,
-            transactions=self.transactions,  # type: ignore[arg-type]
+            transactions=self.transactions,
             outbox=Outbox(prefix="p.", shard=2, codec=Codec.local()),
-            line=self.line,  # type: ignore[arg-type]
+            line=self.line,
             group_metadata=lambda: "member",
             outcomes_end=lambda: self.end(),  # noqa: PLW0108 - looked up when called
             clock=self.clock,
