@@ -36,7 +36,7 @@ from laxity.infra.local.settings import StackSettings
 from laxity.schemas.kafka import quiet_logger
 from laxity.schemas.timing import Clock, SystemClock
 
-READY_MS = 90_000  # all of them, on a machine that is busy with other things; 15 s on an idle one
+READY_MS = 180_000  # all of them, on a machine that is busy with other things; 15 s on an idle one
 STOP_S = 20.0  # a controlled shutdown moves the leaders away first
 ASK_S = 5.0
 POLL_S = 0.1

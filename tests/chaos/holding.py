@@ -71,6 +71,7 @@ class Hold:
     drop_after_ms: Millis | None = None
     others_wait: bool = False
     part: bytes = b""  # only requests whose bytes contain it, such as a transactional id
+    name: str = ""  # tells holds apart that are otherwise alike
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +83,9 @@ class Held:
     caught_ms: Millis
     dropped_ms: Millis | None = None
     retried_ms: Millis | None = None  # the same body was seen again, and passed
+    reused_ms: Millis | None = (
+        None  # an end of a transaction: its producer, epoch and all, began another one before the old bytes came
+    )
     released_ms: Millis | None = None
     answer: bytes | None = None  # of the broker to bytes that were released on a connection of their own
 
@@ -112,6 +116,7 @@ class Traps:
     def meet(self, request: Request) -> Held | None:
         """The record of a request that is now held; None: it passes. A retry of what is held always passes."""
         self.seen[request.api_key] += 1
+        self._note_reuse(request)
         if self._is_retry(request):
             return None
         for hold in self.armed:
@@ -129,6 +134,16 @@ class Traps:
                 held.retried_ms = held.retried_ms or self.clock.monotonic_ms()
                 return True
         return False
+
+    def _note_reuse(self, request: Request) -> None:
+        """Both bodies begin with transactional id, producer id and epoch; that of an end has one more byte: commit or abort."""
+        for held in self.held:
+            ends = (
+                held.request.api_key == END_TXN and held.retried_ms is not None and held.released_ms is None
+            )
+            begins = request.api_key == ADD_PARTITIONS_TO_TXN
+            if ends and begins and request.body.startswith(held.request.body[:-1]):
+                held.reused_ms = held.reused_ms or self.clock.monotonic_ms()
 
     def outstanding(self) -> Sequence[Held]:
         """Held and not yet released."""

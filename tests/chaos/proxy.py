@@ -92,12 +92,14 @@ class Edge:
         assert self._kafka, f"{self.name} is no edge to a broker"
         self._proxy.call(lambda: self._traps.armed.append(hold))
 
-    def disarm(self) -> int:
-        """Take away the traps that caught nothing yet; how many there were."""
+    def disarm(self, hold: Hold | None = None) -> int:
+        """Take away traps that caught nothing yet, this one or all; how many there were."""
 
         def clear() -> int:
-            count = len(self._traps.armed)
-            self._traps.armed.clear()
+            armed = self._traps.armed
+            left = [] if hold is None else [other for other in armed if other != hold]
+            count = len(armed) - len(left)
+            armed[:] = left
             return count
 
         return self._proxy.call(clear)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +15,22 @@ from chaos.proxy import CLEAR, Proxy, Weather
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
+from laxity.infra.local import Endpoints
+from laxity.infra.provision import provision
 from laxity.schemas import kafka_properties as tables
+from laxity.schemas.config import load
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.settings import settings
 from laxity.schemas.timing import SystemClock
-from laxity.streams.runtime.transactions import Message, Transactions
+from laxity.streams.runtime.cluster import Cluster
+from laxity.streams.runtime.transactions import AbortedError, DoubtfulError, Message, Transactions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 CLOCK = SystemClock()
 EDGE = "client"
 HELD_MS = 2_500  # long enough for the retry and for another transaction to be open
+RECOVERY_MS_MAX = 30_000
 OUTDATED = {47, 90}  # INVALID_PRODUCER_EPOCH, PRODUCER_FENCED
 
 
@@ -131,6 +137,7 @@ def test_an_old_end_of_transaction_ends_the_next_one_of_a_producer_that_goes_on(
     assert bench.committed() == [b"first"]
     wait_for(lambda: bench.held()[0].answer is not None, "the old bytes are answered")
     assert bench.held()[0].landed()
+    assert bench.held()[0].reused_ms is not None
     assert bench.held()[0].error_code() == 0, "the broker takes them for the end of the second"
     wait_for(lambda: bench.committed() == [b"first", b"second"], "what nobody committed is read")
 
@@ -144,6 +151,7 @@ def test_an_old_end_of_transaction_does_nothing_to_a_shard(bench: Bench) -> None
     shard.commit([bench.message(b"third")], offsets, consumer.consumer_group_metadata())
     wait_for(lambda: bench.held()[0].answer is not None, "the old bytes are answered")
     assert bench.held()[0].landed()
+    assert bench.held()[0].reused_ms is None
     assert bench.held()[0].error_code() in OUTDATED
     shard.close()
     consumer.close()
@@ -177,3 +185,61 @@ def test_nothing_passes_a_partition(bench: Bench) -> None:
     assert producer.flush(20) == 0
     assert delivered == [None]
     assert bench.committed() == [b"late"]
+
+
+@pytest.mark.slow
+def test_three_nodes_keep_what_two_of_them_have(stack: Endpoints, tmp_path: Path) -> None:
+    with Brokers(tmp_path) as cluster:
+        found = settings(
+            kafka=cluster.bootstrap(), registry_url=stack.registry, prefix=f"c{uuid.uuid4().hex[:8]}."
+        )
+        assert provision(found, load(), shards=2).replicas == 3
+        clients, state = KafkaClients(found, role="test"), f"{found.prefix}state"
+        admin = clients.admin()
+        topics = admin.list_topics(timeout=20).topics
+        ours = [topic for name, topic in topics.items() if name.startswith(found.prefix)]
+        assert {len(partition.replicas) for topic in ours for partition in topic.partitions.values()} == {3}
+        fixed: dict[str, tables.Value] = {"transactional.id": f"{found.prefix}scheduler.0"}
+        shard = Transactions(clients.producer_properties(tables.SHARD_PRODUCER, fixed), CLOCK)
+        changelog = Cluster(admin, clients.restore_consumer).changelog
+
+        def committed() -> list[bytes | None]:
+            read = changelog(state, 0, should_stop=lambda: False).read(None)
+            return [value for batch in read for _, value in batch.rows]
+
+        shard.commit([Message(state, 0, b"k", b"1")], (), None)
+        cluster.until_ready()
+        assert cluster.controller() in cluster.nodes
+        victims = {
+            "leader": lambda: cluster.leader(state, 0),
+            "coordinator": lambda: cluster.transaction_coordinator(f"{found.prefix}scheduler.0"),
+            "controller": cluster.controller,
+        }
+        for value, (role, who) in enumerate(victims.items(), start=2):
+            victim = who()
+            assert cluster.kill(victim), role
+            assert victim not in cluster.running()
+            begun = CLOCK.monotonic_ms()
+            _until_committed(shard, Message(state, 0, b"k", b"%d" % value), committed)
+            assert CLOCK.monotonic_ms() - begun < RECOVERY_MS_MAX, f"{role} {victim}"
+            cluster.start(victim)
+            cluster.until_in_sync()
+        shard.close()
+        assert committed() == [b"1", b"2", b"3", b"4"]
+
+
+def _until_committed(
+    shard: Transactions, message: Message, committed: Callable[[], list[bytes | None]]
+) -> None:
+    """As a shard does: the same again while it surely did not happen; after a doubtful end it fences and looks."""
+    while True:
+        try:
+            shard.commit([message], (), None)
+        except AbortedError:
+            continue
+        except DoubtfulError:
+            shard.fence()
+            if message.value in committed():
+                return
+        else:
+            return

@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random  # noqa: TID251 - seeded
 
 import pytest
-from chaos.holding import END_TXN, PRODUCE, Held, Hold, parse
+from chaos.holding import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, Held, Hold, parse
 from chaos.proxy import CLEAR, Edge, Proxy, Weather
 
 from laxity.schemas.timing import SystemClock
@@ -73,9 +73,12 @@ def connect(edge: Edge, server: Server) -> socket.socket:
 
 
 def pair(edge: Edge, server: Server) -> tuple[socket.socket, socket.socket]:
-    """A client's end and the server's end of one connection."""
+    """A client's end and the server's end of one connection, which the proxy counts by now."""
+    before = edge.counts().accepted
     client = connect(edge, server)
-    return client, server.accept()
+    served = server.accept()
+    wait_for(lambda: edge.counts().accepted > before, "the proxy has both ends")
+    return client, served
 
 
 def receive(end: socket.socket, size: int) -> bytes:
@@ -286,6 +289,11 @@ def test_old_bytes_come_after_their_retry_on_a_connection_of_their_own(broker: E
     client.sendall(retry)
     assert receive(served, len(retry)) == retry
     assert not only(broker).landed()
+    assert only(broker).reused_ms is None
+    begin = request(ADD_PARTITIONS_TO_TXN, 10, b"commi" + b"partitions")
+    client.sendall(begin)
+    assert receive(served, len(begin)) == begin
+    assert only(broker).reused_ms is not None
     late = server.accept()
     assert receive(late, len(old)) == old
     late.sendall(struct.pack(">iiih", 10, 1, 0, 47))
@@ -305,7 +313,11 @@ def test_old_bytes_that_nobody_sent_again_are_no_fault_that_landed(broker: Edge,
 
 def test_traps_can_be_taken_away(broker: Edge, server: Server) -> None:
     client, served = pair(broker, server)
-    broker.hold(Hold(api_key=END_TXN, hold_ms=60_000))
+    first, second = (Hold(api_key=END_TXN, hold_ms=60_000, name=name) for name in ("first", "second"))
+    broker.hold(first)
+    broker.hold(second)
+    assert broker.disarm(first) == 1
+    assert broker.disarm(first) == 0
     assert broker.disarm() == 1
     client.sendall(request(END_TXN, 1))
     assert receive(served, 1)
