@@ -25,7 +25,7 @@ from laxity.streams.runtime.transactions import AbortedError, Message
 from laxity.streams.scheduler import Scheduler
 from laxity.streams.simulator.log import Log
 from laxity.streams.state.changelog import KEYS, STATE, Row, keys_changes, state_changes
-from laxity.streams.state.keys import key_write
+from laxity.streams.state.keys import MAX_KEY, key_write
 from laxity.streams.state.memory import MemoryStore
 from laxity.streams.state.restore import Batch, Derive, restore
 from laxity.streams.state.store import Store, Write
@@ -64,6 +64,13 @@ class Disk:
 
     state: MemoryStore = field(default_factory=MemoryStore)
     keys: MemoryStore = field(default_factory=MemoryStore)
+
+    def copy(self) -> Disk:
+        """As it is now: a warm standby's, or a backup."""
+        fresh = Disk()
+        for old, new in ((self.state, fresh.state), (self.keys, fresh.keys)):
+            new.write(list(old.scan(b"", MAX_KEY)))
+        return fresh
 
 
 @dataclass(slots=True, kw_only=True)
@@ -212,7 +219,8 @@ class _Changelog:
     topic_id: str = TOPIC_ID
 
     def read(self, start: int | None) -> Iterator[Batch]:
-        rows = [(r.key or b"", r.value) for r in self.log.read(self.topic, self.partition, start or 0)]
+        found = self.log.read_compacted(self.topic, self.partition, start or 0)
+        rows = [(r.key or b"", r.value) for r in found]
         yield Batch(rows=rows, next=self.log.end(self.topic, self.partition), ended=True)
 
 

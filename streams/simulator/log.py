@@ -23,6 +23,7 @@ class Log:
     ends: dict[Place, int] = field(default_factory=dict)
     committed: dict[Place, int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
+    compacted: dict[Place, int] = field(default_factory=dict)  # below it only the last record of each key
 
     def init(self, transactional_id: str) -> int:
         """Fence earlier producers of this id; returns the epoch to produce under."""
@@ -80,6 +81,13 @@ class Log:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if records[middle].offset < start else (low, middle)
         return records[low : low + most]
+
+    def read_compacted(self, topic: str, partition: int, start: int) -> list[Record]:
+        """What compaction has left from `start` on; tombstones stay."""
+        below = self.compacted.get((topic, partition), 0)
+        last = {r.key: r.offset for r in self.read(topic, partition, 0) if r.offset < below}
+        found = self.read(topic, partition, start)
+        return [r for r in found if r.offset >= below or last[r.key] == r.offset]
 
     def all(self, topic: str) -> list[Record]:
         """Every record of a topic, partition by partition."""

@@ -12,7 +12,15 @@ from laxity.streams.ledger.limits import LEASE_TTL_MS
 from laxity.streams.ledger.protocol import LedgerUnavailable, RunnerLedger
 from laxity.streams.simulator.host import World, never
 
-RUNNER_STEPS = ("before_claim", "after_claim", "before_call", "after_call", "after_result", "before_commit")
+RUNNER_STEPS = (
+    "before_claim",
+    "after_claim",
+    "before_call",
+    "in_call",
+    "after_call",
+    "after_result",
+    "before_commit",
+)
 REGISTRATION_TTL_MS = 3_000
 SELF_FENCE_MS = LEASE_TTL_MS - 3_000
 
@@ -48,8 +56,9 @@ class _Running:
     name: str
     dispatch: Dispatch
     go_on: Callable[[_Running], None]
-    held_until_ms: int  # by the runner's own clock: a margin before the lease's end
+    held_until_ms: int  # by the runner's own monotonic clock: a margin before the lease's end
     verdict: tuple[str, str, bool] = ("", "", False)
+    calling: bool = False
 
 
 class SimRunner:
@@ -120,7 +129,7 @@ class SimRunner:
             self._report(dispatch, "bounced", code="not_claimed")
             return
         self._reach("after_claim")
-        until_ms = self._clock.now_ms() + SELF_FENCE_MS
+        until_ms = self._clock.monotonic_ms() + SELF_FENCE_MS
         self._running.append(
             _Running(name=name, dispatch=dispatch, go_on=self._report_start, held_until_ms=until_ms)
         )
@@ -144,20 +153,31 @@ class SimRunner:
 
     def _perform(self, task: _Running) -> None:
         """The fence is checked right before the call; a runner that slept through its lease asks no more."""
-        if self._clock.now_ms() >= task.held_until_ms:
+        if self._clock.monotonic_ms() >= task.held_until_ms:
             return
         order = self._ledger.renew(runner=self.name, reservation_ids=[task.name])[task.name]
         if order != "ok":
             return
-        kind, code, retryable = self._verdict(task.dispatch)
+        task.verdict = kind, _, _ = self._verdict(task.dispatch)
         self._reach("before_call")
         if kind == "succeeded":
             dispatch = task.dispatch
             key = effect_key(dispatch.tenant, dispatch.task_id, dispatch.effect_generation, "")
             self._provider.call(key, dispatch.task_id)
+        task.calling = True
+        self._reach("in_call")
+        self._then(task, self._hear_answer)
+
+    def _hear_answer(self, task: _Running) -> None:
+        """However late: what it is worth, the shard decides."""
+        task.calling = False
         self._reach("after_call")
-        task.verdict = (kind, code, retryable)
         self._then(task, self._report_end)
+
+    def calling(self) -> list[Dispatch]:
+        """What is in a call and within its lease by our own clock."""
+        now_ms = self._clock.monotonic_ms()
+        return [task.dispatch for task in self._running if task.calling and now_ms < task.held_until_ms]
 
     def _report_end(self, task: _Running) -> None:
         kind, code, retryable = task.verdict

@@ -52,6 +52,11 @@ def check_now(d: Deployment) -> None:
         standing = [d.ledger.books.reservations[i] for i in d.ledger.holders(name)]
         held = sum(r.slots[name] for r in standing if r.claimed is not Claimed.RESTORED)
         assert held <= capacity, f"I7: {held} of {capacity} {name}"
+        called = [o for r in (*d.runners, *d.sleepers) if r is not None for o in r.calling()]
+        using = sum(o.granted.get(name, 0) for o in called)
+        assert using <= capacity, (
+            f"I7: {using} of {capacity} {name} in calls of runners that have their lease"
+        )
     while d.crashed:
         _nothing_uncommitted(d, d.crashed.pop())
 

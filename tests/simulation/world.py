@@ -39,6 +39,7 @@ backoff_ms = 200
 """
 SHARDS = 2
 RUNNERS = 2
+CLOCK_STEP_MS = 2_000  # a lease ends 3 s after its holder has fenced itself
 
 
 @dataclass
@@ -73,6 +74,8 @@ class Deployment:
         deduplicates = self.config.type_of("work").on_unknown == "retry"
         self.provider = Provider(dedupe=deduplicates)
         self.disks = [Disk() for _ in range(SHARDS)]
+        self.copies = [Disk() for _ in range(SHARDS)]
+        self.stepped = False  # the wall clock is ahead of where it should be
         self.fuse = Fuse()
         self.shards: list[ShardHost | None] = [None] * SHARDS
         self.sleepers: list[SimRunner] = []
@@ -217,6 +220,25 @@ class Deployment:
         self.shards[index] = None
         self.disks[index] = Disk()
 
+    def copy_disk(self) -> None:
+        index = self.random.randrange(SHARDS)
+        self.copies[index] = self.disks[index].copy()
+
+    def stale_disk(self) -> None:
+        """A shard goes on from an old copy: a standby takes over, or a backup was put back."""
+        index = self.random.randrange(SHARDS)
+        self.shards[index] = None
+        self.disks[index] = self.copies[index].copy()
+
+    def compact(self) -> None:
+        index = self.random.randrange(SHARDS)
+        self.log.compacted["state", index] = self.log.end("state", index)
+
+    def step_clock(self) -> None:
+        """The wall clock jumps, by less than a lease's margin, and back another time."""
+        self.clock.step(-CLOCK_STEP_MS if self.stepped else CLOCK_STEP_MS)
+        self.stepped = not self.stepped
+
     def reset(self) -> None:
         """An operator stops a shard and sets its offsets back to somewhere."""
         index = self.random.randrange(SHARDS)
@@ -297,6 +319,10 @@ STEP_WEIGHTS = (
     ("lose_ledger", 0.5),
     ("silence", 1.5),
     ("lose_answer", 2),
+    ("copy_disk", 1),
+    ("stale_disk", 0.5),
+    ("compact", 0.5),
+    ("step_clock", 0.5),
     ("command", 1),
     ("reset", 0.3),
     ("sleep", 1),
