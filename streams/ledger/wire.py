@@ -43,6 +43,7 @@ class Wire:
         self._connection: Any = pool.make_connection()
         self._lock = Lock()
         self._timeout_s = timeout_s
+        self._loaded: set[str] = set()  # decisions that this server knows since we connected
         self._run_id = ""
 
     def close(self) -> None:
@@ -58,9 +59,13 @@ class Wire:
         with self._lock:
             try:
                 runs = compose(self._connected())
+                self._load(runs)
                 try:
                     return self._run(runs)
-                except NoScriptError:
+                except (
+                    NoScriptError
+                ):  # they were flushed; of a transaction some may have run: all decisions can be repeated
+                    self._loaded.clear()
                     self._load(runs)
                     return self._run(runs)
             except (RedisError, OSError) as error:
@@ -82,6 +87,7 @@ class Wire:
 
     def _disconnect(self) -> None:
         self._run_id = ""
+        self._loaded.clear()
         self._connection.disconnect()
 
     def _run(self, runs: Sequence[Run]) -> list[Any]:
@@ -94,7 +100,11 @@ class Wire:
         return list(replies)
 
     def _load(self, runs: Sequence[Run]) -> None:
-        self._send([("SCRIPT", "LOAD", script(decision).text) for decision in dict(runs)])
+        """Before the first use: the commands of a transaction are not undone because one of them is not known."""
+        fresh = [decision for decision in dict(runs) if decision not in self._loaded]
+        if fresh:
+            self._send([("SCRIPT", "LOAD", script(decision).text) for decision in fresh])
+            self._loaded.update(fresh)
 
     def _send(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """All replies, in order; the first error is raised after all have been read, so that the connection stays in step."""

@@ -1,23 +1,18 @@
 """The ledger on a server of its own that can be killed, stopped, flushed, filled and replicated; and many processes on it."""
 
-import multiprocessing
 import os
 import signal
-import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from chaos.one_redis import CLOCK, PATIENCE_S, Server, running, until
 
-from laxity.infra.local.redis_server import find_redis_server
-from laxity.schemas.timing import SystemClock
 from laxity.streams.ledger.limits import Limits, RateLimit, SlotLimit
 from laxity.streams.ledger.protocol import Answer, Candidate, Exchange, LedgerUnavailable, Live, Settle
 from laxity.streams.ledger.redis import RedisLedger
@@ -27,7 +22,6 @@ from laxity.streams.ledger.wire import Run, ScriptRefused
 
 pytestmark = pytest.mark.integration
 
-PATIENCE_S = 20
 LIMITS = Limits(
     resources={
         "llm": RateLimit(
@@ -37,66 +31,6 @@ LIMITS = Limits(
         "account": SlotLimit(capacity=1, keyed=True),
     }
 )
-CLOCK = SystemClock()
-
-
-def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """Wait for a condition, with a deadline."""
-    pause, ends_ms = threading.Event(), CLOCK.monotonic_ms() + patience_s * 1_000
-    while not (found := condition()):
-        assert CLOCK.monotonic_ms() < ends_ms, f"not within {patience_s} s: {what}"
-        pause.wait(0.02)
-    return found
-
-
-@dataclass
-class Server:
-    """A Redis process; `start` and `kill` as often as one likes, on the same port and file."""
-
-    folder: Path
-    port: int
-    options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        command = [
-            str(find_redis_server().path), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction", *self.options,
-        ]  # fmt: skip
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        until(self.answers, "Redis answers")
-
-    def answers(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.url, socket_timeout=1) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(PATIENCE_S)
-            self.process = None
-
-
-@contextmanager
-def running(folder: Path, *options: str) -> Iterator[Server]:
-    folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(folder, port, options)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -379,65 +313,3 @@ def test_a_release_wakes_other_processes_once_and_a_reconnect_wakes_all(tmp_path
             thread.join(PATIENCE_S)
             wakes.close()
         assert not thread.is_alive()
-
-
-# Racing
-
-
-RACERS = 8
-ROUNDS = 30
-
-
-def race(url: str, number: int, results: Any) -> None:
-    """One process: reserve, claim, release, over and over; says when it held what by the ledger's own order."""
-    ledger = RedisLedger(url, limits=LIMITS, shards=RACERS, timeout_s=10)
-    probe = redis.Redis.from_url(url, decode_responses=True)
-    held, refused = [], 0
-    for round_no in range(ROUNDS):
-        reservation_id = f"{number}-{round_no}:0:1"
-        answer = ledger.exchange(
-            Exchange(shard=number, owner_epoch=1, candidates=[ask(reservation_id, hot=1 + number % 2)])
-        )
-        assert answer.status == "ok"
-        if not answer.grants:
-            refused += 1
-            continue
-        runner = answer.grants[0].runner
-        assert ledger.claim(reservation_id=reservation_id, runner=runner).verdict == "claimed"
-        held.append(int(str(probe.hget(keys("laxity.")[8], "hot") or 0)))
-        assert ledger.release(reservation_id=reservation_id, runner=runner, used={})
-        ledger.exchange(
-            Exchange(
-                shard=number,
-                owner_epoch=1,
-                settles=[Settle(reservation_id=reservation_id, used={}, unclaimed=False)],
-            )
-        )
-    results.put((number, held, refused))
-    probe.close()
-    ledger.close()
-
-
-@pytest.mark.timeout(180)
-def test_racing_processes_never_exceed_capacity_and_leave_nothing(server: Server, admin: Any) -> None:
-    setup = RedisLedger(server.url, limits=LIMITS, shards=RACERS, timeout_s=10)
-    for shard in range(RACERS):
-        setup.reconcile(shard=shard, owner_epoch=1, seen_epoch="", live=[])
-    for name in ("x", "y"):
-        setup.register(runner=name, fleet="f", partition=0, credit=2, ttl_ms=600_000)
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    racers = [context.Process(target=race, args=(server.url, number, results)) for number in range(RACERS)]
-    for racer in racers:
-        racer.start()
-    outcomes = [results.get(timeout=120) for _ in racers]
-    for racer in racers:
-        racer.join(PATIENCE_S)
-        assert racer.exitcode == 0
-    seen = [held for _, each, _ in outcomes for held in each]
-    assert seen, "someone was granted"
-    assert max(seen) <= 3, "never over capacity"
-    assert sum(refused for _, _, refused in outcomes) > 0, "they did race"
-    assert admin.hget(keys("laxity.")[8], "hot") is None
-    assert admin.hlen(keys("laxity.")[3]) == 0
-    setup.close()

@@ -139,7 +139,7 @@ def test_nor_is_one_that_comes_to_light_too_late(line: LedgerLine, ledger: Ledge
         ledger.gate.wait(30)
         raise ZeroDivisionError("a bug")
 
-    ledger.exchange = broken  # type: ignore[method-assign]
+    ledger.exchange = broken  # type: ignore[assignment, method-assign]
     ledger.gate.clear()
     assert line.ask(ASK) is None
     ledger.gate.set()
