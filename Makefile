@@ -12,7 +12,7 @@ JOBS ?= 2
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep kills defects interop lint format types imports docs bench lock lock-check build clean
+.PHONY: help demo test check check-deep chaos chaos-kills chaos-zombies chaos-storms chaos-stores defects interop lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -32,8 +32,20 @@ check: lint types imports test ## everything a change must pass
 check-deep: $(STAMP) ## also the slow tests, with more seeds
 	LAXITY_CRASH_SEEDS=2000 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-kills: $(STAMP) ## kill -9 every process twice under 5,000 tasks, then replay and restore (about 10 min)
-	PYTHONPATH=tests $(BIN)/python tests/chaos/kills.py $(ARGS)
+chaos: $(STAMP) ## the four chaos suites in a row, one table (up to 100 min; ARGS="--seed 7 --json FILE")
+	PYTHONPATH=tests $(BIN)/python -m chaos.together $(ARGS)
+
+chaos-kills: $(STAMP) ## kill -9 at every crash point and at any time, over all processes, under 5,000 tasks (20 to 25 min)
+	PYTHONPATH=tests $(BIN)/python -m chaos.kills $(ARGS)
+
+chaos-zombies: $(STAMP) ## processes that stop and come back, transactions that end late (up to 25 min)
+	PYTHONPATH=tests $(BIN)/python -m chaos.zombies $(ARGS)
+
+chaos-storms: $(STAMP) ## rebalances, partitions, three brokers that die in turn (up to 25 min)
+	PYTHONPATH=tests $(BIN)/python -m chaos.storms $(ARGS)
+
+chaos-stores: $(STAMP) ## Redis, state directories and the broker's log lost, full, frozen, stale, rotten (20 to 25 min; Linux)
+	PYTHONPATH=tests $(BIN)/python -m chaos.stores $(ARGS)
 
 defects: $(STAMP) ## plant each defect of the catalogue, alone: the tests must find it (about 5 min)
 	PYTHONPATH=tests $(BIN)/python tests/defects/run.py $(ARGS)

@@ -68,7 +68,7 @@ def faults(seed: int, *, rounds: int) -> list[Fault]:
     """Part one. Two lanes, so two faults at once at most."""
     random = Random(f"kills {seed}")
     schedulers = [
-        (p, _count(random, p))
+        (p, count(random, p))
         for _ in range(rounds)
         for p in random.sample(SCHEDULER_POINTS, len(SCHEDULER_POINTS))
     ]
@@ -82,10 +82,10 @@ def faults(seed: int, *, rounds: int) -> list[Fault]:
     )
     others = list(chains(lane="others", victims=("runner-0", "runner-1"), points=runners, length=CHAIN))
     servers = [name for _ in range(rounds) for name in random.sample(SERVERS, len(SERVERS))]
-    return [*chain, *_between(others, [_kill(name, random) for name in servers])]
+    return [*chain, *between(others, [_kill(name, random) for name in servers])]
 
 
-def _count(random: Random, point: str) -> int:
+def count(random: Random, point: str) -> int:
     """Which passing kills: the early ones once or twice per start, the others after some batches."""
     return random.randint(1, 2) if point in EARLY else random.randint(3, 25)
 
@@ -94,7 +94,7 @@ def _kill(name: str, random: Random) -> Fault:
     return Fault(number=0, lane="others", kind=KILL, victim=name, pause_ms=random.randint(500, 3_000))
 
 
-def _between(chain: Sequence[Fault], single: Sequence[Fault]) -> list[Fault]:
+def between(chain: Sequence[Fault], single: Sequence[Fault]) -> list[Fault]:
     """The single ones spread over the gaps of the chains, never within one: an armed process would wait for nobody."""
     starts = [n for n, fault in enumerate(chain) if fault.kind == KILL]
     segments = [list(chain[a:b]) for a, b in zip(starts, [*starts[1:], len(chain)], strict=True)]

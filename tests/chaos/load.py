@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -104,6 +104,25 @@ def jobs(*, seed: int, count: int, span_ms: int, deduplicates: bool, name: str =
         _job(random, index, index * span_ms // count, name or str(seed), deduplicates=deduplicates)
         for index in range(count)
     ]
+
+
+EVERYTHING: Final[Mapping[str, Callable[[Job], bool]]] = {
+    "poison": lambda job: job.poison is not None,
+    "conflict": lambda job: job.conflict,
+    "cancelled": lambda job: job.cancel_ms >= 0,
+    "firm": lambda job: job.trigger.firm,
+    "without a key": lambda job: not job.trigger.key,
+    "of a run": lambda job: bool(job.trigger.run_id),
+    "copied": lambda job: len(job.copies) > 1,
+    "wrong": lambda job: job.trigger.type == "chaos.wrong",
+    "long": lambda job: job.trigger.type == "chaos.long",
+    "hopeless": lambda job: job.trigger.max_attempts > 0,
+    "with a slot": lambda job: "desk" in job.trigger.demands,
+    "with a key's slot": lambda job: any(name.startswith("account:") for name in job.trigger.demands),
+    "of the most urgent tier": lambda job: job.tier == TIERS[0],
+    "of the least urgent tier": lambda job: job.tier == TIERS[-1],
+}
+"""What a load of some size has, for a test that it does."""
 
 
 def _job(random: Random, index: int, at_ms: int, name: str, *, deduplicates: bool) -> Job:

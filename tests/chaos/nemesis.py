@@ -61,7 +61,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strike:
-    """What became of a fault. `at_ms`: UTC; `back_ms`: until the victim was ready again, -1 where nobody waited; `held`: its shards."""
+    """What became of a fault. `at_ms`, `over_ms`: UTC, when it began and when the victim was well again; `back_ms`: until the victim was ready again, -1 where nobody waited; `held`: its shards."""
 
     number: int
     lane: str
@@ -69,6 +69,7 @@ class Strike:
     victim: str
     what: str
     at_ms: int
+    over_ms: int
     landed: bool
     busy: bool
     back_ms: int = -1
@@ -213,6 +214,7 @@ class Nemesis:
             victim=fault.victim,
             what=what,
             at_ms=at_ms,
+            over_ms=self.world.clock.now_ms(),
             landed=landed,
             busy=busy,
             back_ms=back_ms,

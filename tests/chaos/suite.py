@@ -22,7 +22,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -101,15 +101,22 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def opened(options: Options, **over: Any) -> Iterator[World]:
-    """A world for the load of this suite; `over` are fields of its Plan. SIGTERM ends it as Ctrl-C does."""
+def opened(
+    options: Options, *, before: Callable[[Path], AbstractContextManager[None]] | None = None, **over: Any
+) -> Iterator[World]:
+    """A world for the load of this suite; `over` are fields of its Plan, `before` surrounds it, given its folder. SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix=f"laxity-{options.name}-", ignore_cleanup_errors=True) as folder:
+    with ExitStack() as around:
+        folder = around.enter_context(
+            tempfile.TemporaryDirectory(prefix=f"laxity-{options.name}-", ignore_cleanup_errors=True)
+        )
         plan = Plan(
             root=(options.data_dir or Path(folder)).resolve(),
             config=config_text(),
             provider_args=provider_args(seed=options.seed, deduplicates=options.deduplicates),
         )
+        if before is not None:
+            around.enter_context(before(plan.root))
         say(f"starting a world in {plan.root}")
         with World(replace(plan, **over)) as world:
             say("ready")
