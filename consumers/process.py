@@ -28,6 +28,7 @@ from laxity.consumers.slots import Slots
 from laxity.schemas.config import Config
 from laxity.schemas.contracts import open_codec
 from laxity.schemas.kafka import KafkaClients
+from laxity.schemas.masking import mask_of
 from laxity.schemas.records import Dispatch, Outcome
 from laxity.schemas.serde import Codec
 from laxity.schemas.settings import Settings
@@ -86,7 +87,8 @@ async def _serve(  # noqa: PLR0917 - one caller, right above
     )
     with open_ledgers(where.redis_url, config=config, shards=sink.partitions(), prefix=where.prefix) as doors:
         leases = Leases(doors[0], beats=doors[1], runner=name, clock=clock, sleep=_sleep)
-        reporter = Reporter(sink, runner=name, clock=clock, sleep=_sleep)
+        mask = mask_of(os.environ)
+        reporter = Reporter(sink, runner=name, clock=clock, sleep=_sleep, mask=mask)
         slots, pace = Slots(own.slots), Pace(slots=own.slots, fixed=own.prefetch)
         execution = Execution(
             agents=agents,

@@ -11,6 +11,7 @@ import structlog
 from laxity.consumers.errors import NotWritten
 from laxity.consumers.leases import Sleep
 from laxity.schemas.addresses import Address
+from laxity.schemas.masking import masked
 from laxity.schemas.records import Dispatch, Original, Outcome
 from laxity.schemas.timing import Clock
 
@@ -59,7 +60,17 @@ def always() -> bool:
 class Reporter:
     """Writes one runner's outcomes to the shard that asked."""
 
-    def __init__(self, sink: OutcomeSink, *, runner: str, clock: Clock, sleep: Sleep) -> None:
+    def __init__(
+        self,
+        sink: OutcomeSink,
+        *,
+        runner: str,
+        clock: Clock,
+        sleep: Sleep,
+        mask: Callable[[str], str] = masked,
+    ) -> None:
+        """`mask` takes secrets out of messages: an agent's error may quote its keys, and outcomes and events are kept for weeks."""
+        self._mask = mask
         self._sink = sink
         self._runner = runner
         self._clock = clock
@@ -78,7 +89,7 @@ class Reporter:
 
     async def bounced(self, dispatch: Dispatch, code: str, message: str = "") -> None:
         """An answer, no attempt: it was not carried out here."""
-        outcome = self._outcome(dispatch, "bounced", code=code, message=_cut(message))
+        outcome = self._outcome(dispatch, "bounced", code=code, message=self._cut(message))
         await self._write(dispatch.shard, dispatch.task_id, outcome, always)
 
     async def ended(
@@ -89,7 +100,7 @@ class Reporter:
             dispatch,
             verdict.kind,
             code=verdict.code[:CODE_CHARS_MAX],
-            message=_cut(verdict.message),
+            message=self._cut(verdict.message),
             retryable=verdict.retryable,
             retry_after_ms=verdict.retry_after_ms,
             result=verdict.result,
@@ -110,7 +121,7 @@ class Reporter:
             runner=self._runner,
             at_ms=self._clock.now_ms(),
             code="poison",
-            message=_cut(message),
+            message=self._cut(message),
             original=original,
         )
         key = original.key.decode("utf-8", "replace") if original.key else ""
@@ -132,6 +143,10 @@ class Reporter:
             **more,
         )
 
+    def _cut(self, message: str) -> str:
+        """Masked, and at most MESSAGE_BYTES_MAX of valid UTF-8."""
+        return self._mask(message).encode("utf-8", "replace")[:MESSAGE_BYTES_MAX].decode("utf-8", "ignore")
+
     async def _write(self, shard: int, key: str, outcome: Outcome, while_: Callable[[], bool]) -> bool:
         pause_ms = RETRY_MS
         while while_():
@@ -146,8 +161,3 @@ class Reporter:
             else:
                 return True
         return False
-
-
-def _cut(message: str) -> str:
-    """At most MESSAGE_BYTES_MAX of valid UTF-8."""
-    return message.encode("utf-8", "replace")[:MESSAGE_BYTES_MAX].decode("utf-8", "ignore")

@@ -11,6 +11,7 @@ from laxity.infra.local.java import find_java
 from laxity.infra.local.settings import StackSettings
 
 TOOLS: Mapping[str, str] = {
+    "acls": "org.apache.kafka.tools.AclCommand",
     "broker-api-versions": "org.apache.kafka.tools.BrokerApiVersionsCommand",
     "cluster": "org.apache.kafka.tools.ClusterTool",
     "configs": "kafka.admin.ConfigCommand",

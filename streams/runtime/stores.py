@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from laxity.schemas.limits import MIB
+from laxity.schemas.safety import exposed
 from laxity.schemas.serde import Codec
 from laxity.schemas.timing import Millis
 from laxity.streams.effects import Effects
@@ -42,9 +43,11 @@ class StateDirectory:
 
     @classmethod
     def take(cls, root: Path) -> StateDirectory:
-        """Exactly this one. Raises StateDirectoryError if another process has it."""
+        """Exactly this one. Raises StateDirectoryError if another process has it, or if others may look into it: it holds payloads."""
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if reason := exposed(root):
+                raise StateDirectoryError(f"state directory {reason}")
             _require_space(root)
             lock = (root / "lock").open("a")
         except OSError as error:
