@@ -119,3 +119,12 @@ def test_where_one_store_cannot_be_opened_the_other_is_not_left_open(tmp_path: P
     RocksStore(tmp_path / "state").close()
     holder.close()
     Stores.open(tmp_path, IDS).close()
+
+
+def test_a_directory_that_others_may_look_into_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir(mode=0o755)
+    with pytest.raises(StateDirectoryError, match="chmod go-rwx"):
+        StateDirectory.take(root)
+    root.chmod(0o700)
+    StateDirectory.take(root).release()
