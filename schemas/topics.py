@@ -77,8 +77,14 @@ _COMPACT: Final = {
     "segment.ms": str(DAY_MS),  # only closed segments are compacted
     "retention.ms": "-1",
 }
-# Foreign writers: stored as it arrives would store a bomb; the broker writes it out, within max.message.bytes.
-_FOREIGN: Final = {"compression.type": "uncompressed"}
+# What a process of ours reads as its input is written out by the broker, within max.message.bytes. As it arrives, a few hundred bytes could
+# unpack to a gigabyte at every reader (librdkafka caps only zstd, and then stands before it), and a batch would be as its writer packed it.
+_WRITTEN_OUT: Final = {"compression.type": "uncompressed"}
+
+
+# A restore reads the newest segment as it was written: with Kafka's 1 GiB that could be 750,000 tasks that ended long ago (1.4 KiB each,
+# half a minute); of 64 MiB it is 47,000 and 3 s. Compaction joins what is left of small segments, so they do not add up.
+_STATE_SEGMENT_BYTES: Final = 64 * limits.MIB
 
 
 def catalogue(fleets: Mapping[str, int], shards: int = SHARDS_DEFAULT) -> tuple[Topic, ...]:
@@ -102,14 +108,22 @@ def _inputs(shards: int) -> Iterable[Topic]:
             partitions=shards,
             compatibility="FULL_TRANSITIVE",
             bytes_max=_TRIGGER_BYTES,
-            extra=_FOREIGN,
+            extra=_WRITTEN_OUT,
         )
     outcome, command, link = records.Outcome, records.Command, records.Link
     yield Topic(
-        name="outcomes", key="task id; shard", record=outcome, partitions=shards, bytes_max=_OUTCOME_BYTES
+        name="outcomes",
+        key="task id; shard",
+        record=outcome,
+        partitions=shards,
+        bytes_max=_OUTCOME_BYTES,
+        extra=_WRITTEN_OUT,
     )
-    yield Topic(name="control", key="command id; shard", record=command, partitions=shards)
-    yield Topic(name="links", key="run id; shard of the receiver", record=link, partitions=shards)
+    for name, key, record in (
+        ("control", "command id; shard", command),
+        ("links", "run id; shard of the receiver", link),
+    ):
+        yield Topic(name=name, key=key, record=record, partitions=shards, extra=_WRITTEN_OUT)
 
 
 def _dispatch(fleets: Mapping[str, int]) -> Iterable[Topic]:
@@ -120,6 +134,7 @@ def _dispatch(fleets: Mapping[str, int]) -> Iterable[Topic]:
             record=records.Dispatch,
             partitions=partitions,
             bytes_max=_DISPATCH_BYTES,
+            extra=_WRITTEN_OUT,
         )
 
 
@@ -154,11 +169,17 @@ def _tables(shards: int) -> Iterable[Topic]:
         record=records.StateRow,
         partitions=shards,
         cleanup="compact",
+        extra={"segment.bytes": str(_STATE_SEGMENT_BYTES)},
     )
-    # Deleted by time, not compacted: a key is written once and forgotten whole days at a time.
-    keys_ms = limits.KEYS_KEPT_MS
+    # Deleted by time, not compacted: a key is written once and forgotten whole days at a time. A segment goes when its newest record is
+    # too old: with Kafka's 7 days to a segment, restores would read up to 22 days of keys for 15.
     yield Topic(
-        name="keys", key="task id; shard", record=records.KeyRow, partitions=shards, retention_ms=keys_ms
+        name="keys",
+        key="task id; shard",
+        record=records.KeyRow,
+        partitions=shards,
+        retention_ms=limits.KEYS_KEPT_MS,
+        extra={"segment.ms": str(DAY_MS)},
     )
     yield Topic(
         name="schedules",
@@ -167,9 +188,15 @@ def _tables(shards: int) -> Iterable[Topic]:
         partitions=1,
         cleanup="compact",
         compatibility="FULL_TRANSITIVE",
+        extra=_WRITTEN_OUT,
     )
     yield Topic(
-        name="contracts", key="schema fingerprint", record=records.Contract, partitions=1, cleanup="compact"
+        name="contracts",
+        key="schema fingerprint",
+        record=records.Contract,
+        partitions=1,
+        cleanup="compact",
+        extra=_WRITTEN_OUT,
     )
 
 

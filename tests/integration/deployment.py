@@ -77,6 +77,12 @@ class Process:
                 return int(float(line.split()[1]))
         return 0
 
+    def gauges(self, name: str) -> dict[str, float]:
+        """A metric of each shard."""
+        lines = httpx.get(f"http://127.0.0.1:{self.port()}/metrics", timeout=5).text.splitlines()
+        found = (line for line in lines if line.startswith(f'{name}{{shard="'))
+        return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
     def lags(self, topic: str) -> list[int]:
         lines = httpx.get(f"http://127.0.0.1:{self.port()}/metrics", timeout=5).text.splitlines()
         found = (line for line in lines if line.startswith("laxity_consumer_lag{") and f'.{topic}"' in line)
