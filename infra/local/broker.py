@@ -27,6 +27,8 @@ BROKER_SETTINGS: Mapping[str, str] = {
     "group.initial.rebalance.delay.ms": "0",  # a group of two need not wait 3 s for a third
     "group.consumer.min.session.timeout.ms": "6000",  # the default of 45 s delays every takeover
     "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.heartbeat.interval.ms": "200",
+    "group.consumer.heartbeat.interval.ms": "200",  # a hand-over waits for two heartbeats: 5 s each by default
     "broker.session.timeout.ms": "3000",  # a restart after kill -9 takes 5.5 s instead of 12.8 s
     "broker.heartbeat.interval.ms": "500",
 }

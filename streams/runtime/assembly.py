@@ -138,6 +138,7 @@ class Assembly:
             return Premises(
                 shard=shard,
                 prefix=self._settings.prefix,
+                group=self._settings.names.full("scheduler"),
                 codec=self._codec,
                 clock=self._clock,
                 cluster=self._cluster,

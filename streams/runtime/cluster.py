@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
+    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaException,
     Message,
@@ -32,6 +36,15 @@ RESTORE_POLL_S = 0.2
 
 class ClusterError(Exception):
     """The cluster did not answer, or a topic is missing; the message says which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one partition begins and ends, and what the group has committed of it; None: nothing."""
+
+    low: int
+    high: int
+    committed: int | None
 
 
 class Cluster:
@@ -73,9 +86,42 @@ class Cluster:
         except KafkaException as raised:
             raise ClusterError(f"end of {topic}/{partition}: {error_of(raised).str()}") from raised
 
-    def lookup(self) -> Lookup:
-        """A consumer for one takeover; close it."""
-        return Lookup(self._consumer())
+    def places(self, topics: Sequence[str], partition: int, group: str) -> dict[str, Place]:
+        """Of each topic: first offset, end of what is committed, and the group's offset once no transaction is pending on it."""
+        wanted = [TopicPartition(topic, partition) for topic in topics]
+        low = self._ask_offsets(wanted, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        high = self._ask_offsets(wanted, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        asked = self._admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], require_stable=True, request_timeout=REQUEST_S_MAX
+        )
+        try:
+            committed = {at.topic: _offset_or_none(at) for at in asked[group].result().topic_partitions}
+            return {
+                topic: Place(
+                    low=int(low[topic].result().offset),
+                    high=int(high[topic].result().offset),
+                    committed=committed[topic],
+                )
+                for topic in topics
+            }
+        except KafkaException as raised:
+            raise ClusterError(f"places of partition {partition}: {error_of(raised).str()}") from raised
+
+    def _ask_offsets(self, wanted: Sequence[TopicPartition], spec: OffsetSpec) -> dict[str, Future[Any]]:
+        asked = self._admin.list_offsets(
+            dict.fromkeys(wanted, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=REQUEST_S_MAX,
+        )
+        return {at.topic: answer for at, answer in asked.items()}
+
+    def record_between(self, topic: str, partition: int, first: int, end: int) -> bool:
+        """Whether a committed record lies at first <= offset < end; transaction markers and aborted records do not count."""
+        consumer = self._consumer()
+        try:
+            return _record_between(consumer, TopicPartition(topic, partition, first), end)
+        finally:
+            consumer.close()
 
     def changelog(self, topic: str, partition: int, *, should_stop: Callable[[], bool]) -> KafkaChangelog:
         """One partition of a changelog."""
@@ -88,50 +134,33 @@ class Cluster:
         )
 
 
-class Lookup:
-    """Committed offsets, watermarks, and whether records lie between two offsets."""
+def _offset_or_none(at: TopicPartition) -> int | None:
+    if at.error is not None:
+        raise KafkaException(at.error)
+    return at.offset if at.offset >= 0 else None
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
 
-    def committed(self, topics: Sequence[str], partition: int) -> dict[str, int | None]:
-        """The group's offsets, once no transaction is pending on them."""
-        wanted = [TopicPartition(topic, partition) for topic in topics]
-        try:
-            found = self._consumer.committed(wanted, timeout=REQUEST_S_MAX)
-        except KafkaException as raised:
-            raise ClusterError(f"committed offsets: {error_of(raised).str()}") from raised
-        return {at.topic: at.offset if at.offset >= 0 else None for at in found}
+def _record_between(consumer: Consumer, start: TopicPartition, end: int) -> bool:
+    place = f"{start.topic}/{start.partition} from offset {start.offset}"
+    consumer.assign([start])
+    while True:
+        message = consumer.poll(REQUEST_S_MAX)
+        if message is None:
+            raise ClusterError(f"{place} could not be read")
+        error = message.error()
+        if error is None or error.code() == PARTITION_EOF:
+            return error is None and offset_of(message) < end
+        if not error.retriable():
+            raise ClusterError(f"{place}: {error.str()}")
 
-    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First offset there is, and the end of what is committed."""
-        try:
-            low, high = self._consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=REQUEST_S_MAX
-            )
-        except KafkaException as raised:
-            raise ClusterError(f"watermarks of {topic}/{partition}: {error_of(raised).str()}") from raised
-        return low, high
 
-    def record_between(self, topic: str, partition: int, first: int, end: int) -> bool:
-        """Whether a committed record lies at first <= offset < end; transaction markers and aborted records do not count."""
-        self._consumer.assign([TopicPartition(topic, partition, first)])
-        try:
-            while True:
-                message = self._consumer.poll(REQUEST_S_MAX)
-                if message is None:
-                    raise ClusterError(f"{topic}/{partition} could not be read from offset {first}")
-                error = message.error()
-                if error is None or error.code() == PARTITION_EOF:
-                    return error is None and offset_of(message) < end
-                if not error.retriable():
-                    raise ClusterError(f"{topic}/{partition} from offset {first}: {error.str()}")
-        finally:
-            self._consumer.unassign()
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._consumer.close()
+def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """First offset there is, and the end of what is committed."""
+    try:
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=REQUEST_S_MAX)
+    except KafkaException as raised:
+        raise ClusterError(f"watermarks of {topic}/{partition}: {error_of(raised).str()}") from raised
+    return low, high
 
 
 class KafkaChangelog:
@@ -156,7 +185,7 @@ class KafkaChangelog:
         """Ends at the partition's end, or early without error when told to stop. Raises OffsetGone, ClusterError."""
         consumer = self._consumer()
         try:
-            low, high = Lookup(consumer).watermarks(self._topic, self._partition)
+            low, high = _watermarks(consumer, self._topic, self._partition)
             if start is not None and not low <= start <= high:
                 raise OffsetGone(
                     f"offset {start} of {self._topic}/{self._partition} is not within {low} to {high}"

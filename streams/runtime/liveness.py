@@ -19,6 +19,7 @@ from laxity.schemas.timing import Clock, Millis
 RAISE_EVERY_MS = 300
 LOOK_EVERY_MS = 100  # what a look is late by adds to the 2 s
 DEAD_AFTER_MS = 2_000
+LEFT = 0  # the count of a process that ended in order: counts of the living begin at 1
 GAP_MS_MAX = 1_000  # between two answered reads: a longer silence was no watching
 
 
@@ -112,8 +113,9 @@ class Watch:
             self._seen[process] = _Seen(count, shards, 0)
 
     def dead(self) -> dict[str, frozenset[int]]:
-        """Processes that stood still for too long, and the shards they had."""
-        return {name: s.shards for name, s in self._seen.items() if s.watched_ms >= DEAD_AFTER_MS}
+        """Processes that stood still for too long, and the shards they had; those that left had none any more."""
+        seen = self._seen.items()
+        return {name: s.shards for name, s in seen if s.count == LEFT or s.watched_ms >= DEAD_AFTER_MS}
 
     def named(self) -> frozenset[int]:
         """Shards that some other process, not known to be dead, has, as of the last reading."""
@@ -249,11 +251,11 @@ class Liveness(threading.Thread):
             self._watch.forget(process)
 
     def stop(self) -> None:
-        """Take ourselves off the board; a planned stop is no death."""
+        """A planned stop is no death. The field stays, for a survivor to remove: one that vanished could be a flush, and would still name shards."""
         self._ending.set()
         if self.is_alive():
             self.join()
         try:
-            self._board.remove(self.me)
+            self._board.put(self.me, entry(LEFT, ()))
         except BoardUnavailable:
             return

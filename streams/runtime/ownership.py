@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from laxity.schemas.serde import Codec
 from laxity.schemas.timing import Clock
-from laxity.streams.runtime.cluster import Cluster, ClusterError, Lookup
+from laxity.streams.runtime.cluster import Cluster, ClusterError, Place
 from laxity.streams.runtime.core import Core, MakeCore
 from laxity.streams.runtime.crashpoints import reach
 from laxity.streams.runtime.logs import Event, logger
@@ -37,6 +37,7 @@ class Premises:
 
     shard: int
     prefix: str
+    group: str  # of the schedulers, full name
     codec: Codec
     clock: Clock
     cluster: Cluster
@@ -97,33 +98,24 @@ def starts(premises: Premises, core: Core) -> dict[str, Start]:
     """Where to read each input from. Raises SkipRefused, ClusterError."""
     names = {premises.prefix + name: name for name in INPUTS}
     ids = premises.cluster.topic_ids(list(names))
-    lookup = premises.cluster.lookup()
-    try:
-        committed = lookup.committed(list(names), premises.shard)
-        return {
-            name: _start(premises, lookup, core, full, name, ids[full], committed[full])
-            for full, name in names.items()
-        }
-    finally:
-        lookup.close()
+    places = premises.cluster.places(list(names), premises.shard, premises.group)
+    return {name: _start(premises, core, ids[full], full, places[full]) for full, name in names.items()}
 
 
-def _start(  # noqa: PLR0917 - one row of the table above
-    premises: Premises, lookup: Lookup, core: Core, full: str, name: str, topic_id: str, committed: int | None
-) -> Start:
-    low, high = lookup.watermarks(full, premises.shard)
+def _start(premises: Premises, core: Core, topic_id: str, full: str, place: Place) -> Start:
+    name = full.removeprefix(premises.prefix)
     found = Input(
         topic=full,
         partition=premises.shard,
         topic_id=topic_id,
-        low=low,
-        high=high,
-        committed=committed,
+        low=place.low,
+        high=place.high,
+        committed=place.committed,
         mark=core.mark(name),
         mark_topic_id=core.topic_id(name),
     )
     return start_of(
         found,
         premises.accepted,
-        lambda first, end: lookup.record_between(full, premises.shard, first, end),
+        lambda first, end: premises.cluster.record_between(full, premises.shard, first, end),
     )

@@ -22,6 +22,7 @@ from laxity.streams.runtime.codes import FENCED, error_of
 from laxity.streams.runtime.crashpoints import reach
 
 CALL_S_MAX = 2.0  # a commit or abort that takes longer may still be under way when the next one begins
+FLUSH_S_MAX = 0.2  # before an abort, usually of a rebalance: a new producer takes as long
 INIT_S_MAX = 10.0  # init waits for the previous transaction of this id to end, at most its timeout of 5 s
 # librdkafka sends a commit again by itself when the coordinator's connection is lost, and only its log tells of it: error_cb does not.
 TELLING: Mapping[str, object] = {"log.connection.close": True, "log_level": 6}
@@ -189,6 +190,8 @@ class Transactions:
         if error is not None and error.code() in FENCED:
             self._disturbed = True
             raise FencedError(str(error)) from raised
+        if producer.flush(FLUSH_S_MAX):
+            self._disturbed = True  # an abort drops what is on its way, and this producer's next records would be out of order
         try:
             self._timely(producer.abort_transaction)
         except KafkaException as second:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 from integration.deployment import CLOCK, SHARDS, Process, World, deployed, wait_for
@@ -17,10 +18,14 @@ from laxity.infra.local import Endpoints
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-PLANNED_MS = 1_000
+PLANNED_MS = 1_000  # of the median: a test shares its processors with others, and a timer that is too long shows in each
+CROWDED_MS = 3_000
 SESSION_MS = 6_000
-STAYING_MS = 500  # of a shard that stays where it is: the trickle, and other people's processes on two cores
+STAYING_MS = (
+    250  # of a shard that stays where it is: a batch that aborts for the new generation, and is tried again
+)
 KILLED_MS = SESSION_MS + 3_000
+SURVIVOR_MS = 3_000  # of a shard whose process was not killed
 PROTOCOLS = ["classic", "consumer"]
 AFTER_MS = 1_500  # of steady work before and after what is measured
 
@@ -48,9 +53,21 @@ def steady(ms: int = AFTER_MS) -> None:
     wait_for(lambda: CLOCK.monotonic_ms() >= until, "time passes")
 
 
+@dataclass(frozen=True)
+class Span:
+    """Something happened, and these shards moved."""
+
+    what: str
+    begun_ms: int
+    moved: set[int]
+
+
+Found = Sequence[tuple[Span, Mapping[int, int]]]
+
+
 @dataclass
 class Run:
-    """Two processes under a trickle; `moved` are the shards of the one that joined last."""
+    """Two processes under a trickle."""
 
     world: World
     trickle: Trickle
@@ -65,22 +82,27 @@ class Run:
     def balanced(self, *processes: Process) -> None:
         wait_for(lambda: sum(len(shards_of(p)) for p in processes) == SHARDS, "every shard runs")
 
-    def finish(self, what: str, from_ms: int, moved: set[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """The gaps of each shard: in its journal, and in what a reader of its events saw. Checks that nothing was lost or doubled."""
-        steady()
-        to_ms = CLOCK.now_ms() - AFTER_MS // 2
+    def finish(self, spans: Sequence[Span]) -> tuple[Found, Found]:
+        """Each span with the longest silence of each shard in it: in its journal, and in what a reader of its events saw.
+
+        Nothing was lost or doubled.
+        """
+        ended_ms = CLOCK.now_ms()
         sent = self.trickle.stop()
         self.world.check_keys(sent, TIER)
-        seen = self.watcher.stop()
-        journal = _gaps(written(self.world, "journal"), from_ms, to_ms)
-        events = _gaps(seen, from_ms, to_ms)
-        figures = {"moved": sorted(moved), "journal": journal, "events": events}
-        sys.stderr.write(f"{what}, {self.protocol}: {json.dumps(figures)}\n")
-        return journal, events
-
-
-def _gaps(times: Mapping[int, Sequence[int]], from_ms: int, to_ms: int) -> dict[int, int]:
-    return {shard: gap_ms(mine, from_ms, to_ms) for shard, mine in times.items()}
+        found = []
+        for times in (written(self.world, "journal"), self.watcher.stop()):
+            ends_ms = [span.begun_ms for span in spans[1:]] + [ended_ms - AFTER_MS // 2]
+            found.append(
+                [
+                    (span, {shard: gap_ms(mine, span.begun_ms, end_ms) for shard, mine in times.items()})
+                    for span, end_ms in zip(spans, ends_ms, strict=True)
+                ]
+            )
+        for (span, journal), (_, events) in zip(*found, strict=True):
+            told = {"moved": sorted(span.moved), "journal": journal, "events": events}
+            sys.stderr.write(f"{span.what}, {self.protocol}: {json.dumps(told)}\n")
+        return found[0], found[1]
 
 
 @pytest.fixture(params=PROTOCOLS)
@@ -93,39 +115,44 @@ def run(world: World, request: pytest.FixtureRequest) -> Iterator[Run]:
 
 
 def test_a_planned_hand_over_stops_the_moving_shards_for_a_second_and_no_other(run: Run) -> None:
-    """A process joins, then it leaves with SIGTERM."""
+    """A process joins, then leaves with SIGTERM, twice."""
     stays = run.started()
     run.balanced(stays)
     run.trickle.start()
     steady()
-    joined_ms = CLOCK.now_ms()
-    joins = run.started()
-    wait_for(lambda: len(shards_of(joins)) == SHARDS // 2, "half of the shards move")
-    run.balanced(stays, joins)
-    moved = shards_of(joins)
-    steady()
-    left_ms = CLOCK.now_ms()
-    joins.popen.send_signal(signal.SIGTERM)
-    assert joins.popen.wait(20) == 0
-    run.balanced(stays)
-    journal, events = run.finish("joins and leaves", joined_ms, moved)
-    assert left_ms > joined_ms
-    for gaps in (journal, events):
-        assert max(gaps[shard] for shard in moved) <= PLANNED_MS
-        assert max(gap for shard, gap in gaps.items() if shard not in moved) <= STAYING_MS
+    spans = [Span("nothing happens", CLOCK.now_ms(), set())]
+    steady(2 * AFTER_MS)
+    for what in ("joins", "leaves") * 2:
+        begun_ms = CLOCK.now_ms()
+        if what == "joins":
+            other = run.started()
+            wait_for(lambda: len(shards_of(other)) == SHARDS // 2, "half of the shards move")  # noqa: B023
+            moved = shards_of(other)
+        else:
+            other.popen.send_signal(signal.SIGTERM)
+            assert other.popen.wait(20) == 0
+            run.balanced(stays)
+        steady()
+        spans.append(Span(what, begun_ms, moved))
+    for (_, quiet), *found in run.finish(spans):
+        usual = max(quiet.values())  # of this machine, now
+        moving = [gap for span, gaps in found for shard, gap in gaps.items() if shard in span.moved]
+        staying = [gap for span, gaps in found for shard, gap in gaps.items() if shard not in span.moved]
+        assert median(moving) <= PLANNED_MS + usual
+        assert median(staying) <= STAYING_MS + usual
+        assert max(moving + staying) <= CROWDED_MS + usual
 
 
 def test_a_killed_process_is_replaced_after_its_session_and_the_others_shards_go_on(run: Run) -> None:
-    stays = run.started()
-    dies = run.started()
+    stays, dies = run.started(), run.started()
     run.balanced(stays, dies)
     run.trickle.start()
     steady()
-    moved = shards_of(dies)
-    killed_ms = CLOCK.now_ms()
+    span = Span("killed", CLOCK.now_ms(), shards_of(dies))
     dies.kill()
     run.balanced(stays)
-    journal, events = run.finish("killed", killed_ms, moved)
-    assert max(journal[shard] for shard in moved) <= KILLED_MS
-    for gaps in (journal, events):
-        assert max(gap for shard, gap in gaps.items() if shard not in moved) <= 3_000
+    steady()
+    journal, events = run.finish([span])
+    assert max(journal[0][1][shard] for shard in span.moved) <= KILLED_MS
+    for found in (journal, events):
+        assert max(gap for shard, gap in found[0][1].items() if shard not in span.moved) <= SURVIVOR_MS

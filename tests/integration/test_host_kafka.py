@@ -19,7 +19,7 @@ from laxity.schemas import limits
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.settings import settings
 from laxity.schemas.timing import SystemClock
-from laxity.streams.runtime.cluster import Cluster, ClusterError
+from laxity.streams.runtime.cluster import Cluster, ClusterError, Place
 from laxity.streams.runtime.inbox import Inbox
 from laxity.streams.runtime.reader import Membership, Reader
 from laxity.streams.runtime.sources import BULK, INPUTS, URGENT
@@ -142,17 +142,15 @@ def test_markers_and_aborted_records_are_not_records_between(bench: Bench) -> No
     shard._producer.abort_transaction(10)  # type: ignore[union-attr]  # 2, marker 3
     shard.commit([bench.message("outcomes", b"2")], (), None)  # 4, marker 5
     shard.close()
-    lookup = bench.cluster().lookup()
+    cluster, group = bench.cluster(), bench.full("scheduler")
     topic = bench.full("outcomes")
     found = {
-        span: lookup.record_between(topic, 0, *span)
+        span: cluster.record_between(topic, 0, *span)
         for span in ((0, 1), (1, 4), (1, 5), (2, 4), (5, 6), (6, 6))
     }
     assert found == {(0, 1): True, (1, 4): False, (1, 5): True, (2, 4): False, (5, 6): False, (6, 6): False}
-    assert lookup.watermarks(topic, 0) == (0, 6)
-    assert lookup.committed([topic], 0) == {topic: None}
-    lookup.close()
-    assert bench.cluster().end(topic, 0) == 6
+    assert cluster.places([topic], 0, group) == {topic: Place(low=0, high=6, committed=None)}
+    assert cluster.end(topic, 0) == 6
 
 
 def test_an_offset_that_the_topic_does_not_have_is_told(bench: Bench) -> None:

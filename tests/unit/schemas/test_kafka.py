@@ -50,6 +50,13 @@ def test_the_new_group_protocol_is_accepted_too() -> None:
     consumer.close()
 
 
+def test_the_new_group_protocol_takes_no_static_members() -> None:
+    static = {"LAXITY_KAFKA__GROUP__INSTANCE__ID": "me"}
+    clients(**static).urgent_consumer().close()
+    with pytest.raises(PropertyRefused, match=r"group\.instance\.id"):
+        clients(LAXITY_KAFKA__GROUP__PROTOCOL="consumer", **static).urgent_consumer()
+
+
 def test_what_exactly_once_rests_on() -> None:
     made = clients()
     for tables, group in (

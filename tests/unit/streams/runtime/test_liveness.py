@@ -3,6 +3,7 @@
 from laxity.schemas.timing import ManualClock
 from laxity.streams.runtime.liveness import (
     DEAD_AFTER_MS,
+    LEFT,
     NOBODY,
     BoardUnavailable,
     Liveness,
@@ -56,7 +57,7 @@ def test_only_the_first_survivor_rescues() -> None:
     clock = ManualClock()
     for me, first in (("b", True), ("z", False)):
         watch = Watch(me)
-        for count in range(12):
+        for count in range(1, 13):
             fields = {"a": entry(1, [0]), "b": entry(count, [1]), "c": entry(count, [2])}
             watched(watch, clock, fields, STEP_MS)
         assert list(watch.dead()) == ["a"]
@@ -144,7 +145,7 @@ def test_a_dead_ones_shards_that_nobody_names_are_rescued_once() -> None:
     mine = survivor(board, rescued)
     assert mine.hold(2)
     board.put("a", entry(1, [0, 1, 2]))
-    for count in range(12):
+    for count in range(1, 13):
         board.put("c", entry(count, [1]))
         look(mine)
     assert rescued == [("a", frozenset({0}))]
@@ -166,7 +167,25 @@ def test_where_the_board_is_away_nobody_dies_and_nothing_fails() -> None:
     mine.drop(7)
     assert parse(board.fields["b"])[1] == {1}
     mine.stop()
-    assert "b" not in board.fields
+    assert parse(board.fields["b"]) == (LEFT, frozenset())
+
+
+def test_one_that_left_in_order_names_nothing_from_that_moment_on_and_is_taken_off() -> None:
+    """Its last list of shards may never have been seen: a look comes once in a while."""
+    board, rescued = Board(), Rescued()
+    leaves, stays = survivor(board, rescued), Liveness(me="s", board=board, clock=StepClock(), rescue=fail)
+    assert leaves.hold(0)
+    look(stays)
+    assert not stays.hold(0)
+    leaves.drop(0)
+    leaves.stop()
+    assert stays.hold(0)
+    look(stays)
+    assert set(board.fields) == {"s"}
+
+
+def fail(process: str, shards: frozenset[int]) -> None:
+    raise AssertionError((process, shards))
 
 
 def test_names_on_a_board_that_went_away_keep_nobody_from_a_takeover() -> None:
@@ -188,12 +207,12 @@ def test_one_who_is_not_the_first_forgets_whom_the_first_has_seen_to() -> None:
     board, rescued = Board(), Rescued()
     board.fields = {"z": entry(1, [0])}
     mine = survivor(board, rescued)
-    for count in range(12):
+    for count in range(1, 13):
         board.put("a", entry(count, [1]))
         look(mine)
     assert "z" in mine._watch.dead()
     board.remove("z")
-    board.put("a", entry(12, [1]))
+    board.put("a", entry(13, [1]))
     look(mine)
     assert mine._watch.dead() == {}
     for _ in range(12):  # the first one dies, too

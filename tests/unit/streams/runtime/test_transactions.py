@@ -32,6 +32,7 @@ class Broker:
     refuses_produce: bool = False
     abort_fails: bool = False
     end_takes_ms: int = 0
+    on_their_way: int = 0
     clock: ManualClock = field(default_factory=ManualClock)
 
     def producer(self, _properties: dict[str, object]) -> FakeProducer:
@@ -57,6 +58,9 @@ class FakeProducer:
     def send_offsets_to_transaction(self, *_: Any) -> None: ...
 
     def begin_transaction(self) -> None: ...
+
+    def flush(self, _timeout_s: float) -> int:
+        return self._broker.on_their_way
 
     def abort_transaction(self, _timeout_s: float) -> None:
         self._broker.clock.advance(self._broker.end_takes_ms)
@@ -95,6 +99,13 @@ def aborted(broker: Broker, *, smoothly: bool = False) -> Transactions:
 def test_after_a_smooth_abort_the_producer_goes_on(broker: Broker, offsets: list[TopicPartition]) -> None:
     aborted(broker, smoothly=True).commit(MESSAGES, offsets, "member")
     assert broker.commits == [1]
+
+
+def test_an_abort_that_drops_records_on_their_way_costs_the_producer(broker: Broker) -> None:
+    """Else its next records would skip sequence numbers, and the batch after the abort would be aborted, too."""
+    broker.on_their_way = 1
+    aborted(broker, smoothly=True).commit(MESSAGES, OFFSETS, "member")
+    assert broker.commits == [2]
 
 
 def test_a_commit_or_abort_that_was_slow_may_still_be_under_way_so_the_next_producer_is_new(
