@@ -6,7 +6,6 @@ Each check returns why it failed (empty: it held) and its figures. They change t
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 from collections import Counter
@@ -121,7 +120,7 @@ class Aftermath:
         self._until(self._lag, lambda n: n == 0, DRAIN_S)
         self._stop("scheduler")
         before = self._tables()
-        shutil.rmtree(self._world.plan.root / "state")
+        self._lose_state()
         self._start("scheduler")
         running = self._until(self._running, lambda n: n == len(before), DRAIN_S)
         self._stop("scheduler")
@@ -141,7 +140,7 @@ class Aftermath:
         wanted, effects = set(self._ended()), self._effects()
         self._stop("scheduler")
         self._stop("runner")
-        shutil.rmtree(self._world.plan.root / "state")
+        self._lose_state()
         with closing(redis.Redis.from_url(self._world.settings.redis_url)) as client:
             client.flushall()
         gone = self._drop_topics()
@@ -174,6 +173,10 @@ class Aftermath:
         """Planned ends, each with exit code 0."""
         codes = {member.name: member.stop() for member in self._world.of(role)}
         assert set(codes.values()) <= {0, None}, f"planned ends: {codes}"
+
+    def _lose_state(self) -> None:
+        lost = {m.name: self._world.lose_state(m.name) for m in self._world.of("scheduler")}
+        assert any(lost.values()), f"no state to lose: {lost}"
 
     def _start(self, role: str) -> None:
         for member in self._world.of(role):

@@ -9,7 +9,6 @@ same victim, has killed the process, so a chain of points needs one kill from ou
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,7 +146,7 @@ class Nemesis:
         at_ms = self.world.clock.now_ms()
         life = member.kill(stay_dead=fault.lose_state) if alive else None
         if fault.lose_state:
-            shutil.rmtree(self.world.state_dir(fault.victim), ignore_errors=True)
+            self.world.lose_state(fault.victim)
             member.start()
         back_ms = -1 if following else self._await_back(fault.victim)
         what = "kill -9, its state lost" if fault.lose_state else "kill -9"

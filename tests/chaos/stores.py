@@ -233,7 +233,7 @@ def _refuses(client: redis.Redis) -> bool:
 
 def lose_state(nemesis: Nemesis, fault: Fault) -> bool:
     """Killed, and its directory gone."""
-    return _changed_while_dead(nemesis, fault, lambda folder: _empty(folder) > 0)
+    return _changed_while_dead(nemesis, fault, lambda _: nemesis.world.lose_state(fault.victim) > 0)
 
 
 def stale_copy(nemesis: Nemesis, fault: Fault) -> bool:
@@ -245,7 +245,7 @@ def stale_copy(nemesis: Nemesis, fault: Fault) -> bool:
         return True
 
     def put_back(folder: Path) -> bool:
-        _empty(folder)
+        nemesis.world.lose_state(fault.victim)
         shutil.copytree(copy, folder, dirs_exist_ok=True)
         return True
 
@@ -276,14 +276,6 @@ def _changed_while_dead(nemesis: Nemesis, fault: Fault, change: Callable[[Path],
         return change(nemesis.world.state_dir(fault.victim)) and killed
     finally:
         member.start()
-
-
-def _empty(folder: Path) -> int:
-    """Everything in it goes, it stays (it may be a mount); how many entries there were."""
-    entries = list(folder.iterdir())
-    for entry in entries:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return len(entries)
 
 
 def _stores(folder: Path) -> list[Path]:

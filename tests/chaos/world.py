@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -246,6 +247,14 @@ class World:
     def state_dir(self, name: str) -> Path:
         """A scheduler's own."""
         return self.plan.root / "state" / name
+
+    def lose_state(self, name: str) -> int:
+        """All that a stopped scheduler's directory holds goes; the directory stays, it may be a mount. How many entries there were."""
+        folder = self.state_dir(name)
+        entries = list(folder.iterdir()) if folder.exists() else []
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return len(entries)
 
     def clients(self, role: str = "chaos") -> KafkaClients:
         """Kafka clients of our own."""
