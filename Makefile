@@ -12,7 +12,7 @@ JOBS ?= 2
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep chaos chaos-kills chaos-zombies chaos-storms chaos-stores defects interop lint format types imports docs bench lock lock-check build clean
+.PHONY: help demo test check check-deep fuzz chaos chaos-kills chaos-zombies chaos-storms chaos-stores defects interop lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -31,6 +31,9 @@ check: lint types imports test ## everything a change must pass
 
 check-deep: $(STAMP) ## also the slow tests, with more seeds
 	LAXITY_CRASH_SEEDS=2000 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+fuzz: $(STAMP) ## a million mutated payloads through all decoders (about 10 min)
+	PYTHONPATH=tests $(BIN)/python tests/hostile/fuzz.py $(ARGS)
 
 chaos: $(STAMP) ## the four chaos suites in a row, one table (up to 100 min; ARGS="--seed 7 --json FILE")
 	PYTHONPATH=tests $(BIN)/python -m chaos.together $(ARGS)

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from laxity.infra.inspect.errors import InspectError
+from laxity.schemas import kafka_headers
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.timing import Clock, Millis
 
@@ -178,5 +179,8 @@ def _is_news(message: Message) -> bool:
 
 
 def headers_of(message: Message) -> Sequence[tuple[str, bytes | None]]:
-    """In order."""
-    return tuple(message.headers() or ())
+    """In order; one that says so where the client cannot give them."""
+    try:
+        return kafka_headers.headers_of(message)
+    except kafka_headers.HeadersUnreadable as error:
+        return ((f"({error})", None),)

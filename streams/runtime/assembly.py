@@ -198,6 +198,7 @@ class Assembly:
             prefix=self._settings.prefix,
             clock=self._clock,
             membership=self.host.membership(),
+            probe=self._probe,
             failed=self.host.failed,
         )
 
@@ -209,11 +210,15 @@ class Assembly:
             prefix=self._settings.prefix,
             clock=self._clock,
             membership=None,
+            probe=self._probe,
             failed=self.host.failed,
         )
 
     def _loose_consumer(self) -> Consumer:
         return self._consumer(tables.RESTORE, **_IMPATIENT)
+
+    def _probe(self, more: Mapping[str, object]) -> Consumer:
+        return self._consumer(tables.RESTORE, **more)
 
     def _consumer(self, *of: tables.Table, **more: object) -> Consumer:
         properties = self._clients.consumer_properties(*of, group="scheduler")

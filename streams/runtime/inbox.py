@@ -18,7 +18,8 @@ LANE_RECORDS_MAX = 4_000  # eight full batches: a pause throws away what was pre
 LANE_BYTES_MAX = 8 * 1024 * 1024  # eight of the largest triggers, whatever their number
 LANE_ROOM_DIVISOR = 4  # read on below a quarter of either
 
-_OVERHEAD_BYTES = 200  # of a record beside key and value
+_OVERHEAD_BYTES = 200  # of a record beside key, value and headers
+_HEADER_OVERHEAD_BYTES = 64  # of a pair: 2 bytes in Kafka may be a header
 
 
 @dataclass(slots=True)
@@ -44,7 +45,10 @@ class InputLost(Exception):  # noqa: N818 - a state of the world
 
 
 def _size(record: Record) -> int:
-    return len(record.key or b"") + len(record.value or b"") + _OVERHEAD_BYTES
+    size = len(record.key or b"") + len(record.value or b"") + _OVERHEAD_BYTES
+    if record.headers:
+        size += sum(len(name) + len(value or b"") + _HEADER_OVERHEAD_BYTES for name, value in record.headers)
+    return size
 
 
 class Inbox:
@@ -124,6 +128,11 @@ class Inbox:
     def moved(self) -> bool:
         """Whether some lane's end lies beyond what was taken (records or markers)."""
         return any(lane.next > lane.taken for lane in self._lanes.values())
+
+    def next(self, topic: str) -> int:
+        """Offset after what was read of an input."""
+        with self._changed:
+            return self._lanes[topic].next
 
     def positions(self) -> dict[str, int]:
         """Offset after what was taken, by input."""

@@ -37,6 +37,7 @@ class Event(StrEnum):
     LEDGER_BACK = "ledger.back"  # info
     RECONCILED = "ledger.reconciled"  # info: lapsed, dropped, restored
     RESCUED = "peer.rescued"  # warning: a dead process's transactions were aborted
+    UNREADABLE = "input.unreadable"  # error: records that nobody can read were passed; pointers to them are dead letters
     KAFKA = "kafka.error"  # warning: what the client library reports
 
 

@@ -11,13 +11,14 @@ from laxity.schemas.records import Dispatch, SettleRow, TaskEvent
 from laxity.schemas.serde import decode_row
 from laxity.schemas.timing import Clock, Millis
 from laxity.schemas.topics import TIERS
-from laxity.streams.effects import Effects
+from laxity.streams.effects import Effects, Output
 from laxity.streams.lifecycle import TERMINAL, State
 from laxity.streams.reasons import BOUNCES, Reason
 from laxity.streams.runtime.inbox import Taken
 from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.state.keys import SETTLE
 
+INTERNAL = "dlq.internal"
 OTHER = "other"  # types and resources that are not configured share one label
 WAITING = frozenset({State.READY, State.DELAYED})
 REFUSALS = BOUNCES | {Reason.POISON}  # why a dispatch came back without an attempt
@@ -63,6 +64,8 @@ class ShardMeter:
         for out in effects.outputs:
             if out.schema is TaskEvent and out.value is not None:
                 self._event(decode_row(TaskEvent, out.value))
+            elif out.topic == INTERNAL:
+                metrics.rejected.labels(_reason(out)).inc()
             elif out.schema is Dispatch and out.value is not None:
                 self._dispatch(decode_row(Dispatch, out.value))
         for change in effects.state:
@@ -138,3 +141,9 @@ class ShardMeter:
         for tier in TIERS:
             for gauge in (self._metrics.depth, self._metrics.oldest_wait):
                 gauge.remove(tier, self._shard)
+
+
+def _reason(letter: Output) -> str:
+    """Ours is the last header of its name."""
+    found = next((v for name, v in reversed(letter.headers) if name == "laxity.error.reason"), None)
+    return (found or OTHER.encode()).decode()

@@ -12,20 +12,24 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from laxity.schemas.kafka_headers import Headers, HeadersUnreadable, headers_of
 from laxity.schemas.timing import Clock, Millis
 from laxity.streams.effects import Record
 from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF
 from laxity.streams.runtime.inbox import Inbox
 from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.sources import ANCHOR
+from laxity.streams.runtime.stepper import UNREADABLE, Extent, MakeConsumer, extent_at
 
 POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet consumer
 GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
 LAGS_EVERY_MS = 1_000  # for metrics
+SILENT_MS = 1_000  # records are there and none comes: it is looked at why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,9 @@ class Membership:
 class _Attached:
     inbox: Inbox
     paused: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)  # not at the consumer, until it is known where to read on
+    looking: set[str] = field(default_factory=set)  # somebody finds out
+    heard_ms: dict[str, Millis] = field(default_factory=dict)  # of a record, an end, an error, or a look
 
 
 class Reader(threading.Thread):
@@ -55,6 +62,7 @@ class Reader(threading.Thread):
         prefix: str,
         clock: Clock,
         membership: Membership | None,
+        probe: MakeConsumer,
         failed: Callable[[BaseException], None],
     ) -> None:
         super().__init__(name=name, daemon=True)
@@ -64,6 +72,7 @@ class Reader(threading.Thread):
         self._prefix = prefix
         self._clock = clock
         self._membership = membership
+        self._probe = probe
         self._failed = failed
         self._asked: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
         self._attached: dict[int, _Attached] = {}
@@ -164,26 +173,34 @@ class Reader(threading.Thread):
         wanted = [TopicPartition(self._prefix + topic, inbox.shard, at) for topic, at in positions.items()]
         self.consumer.incremental_assign(wanted)
         self.consumer.resume(wanted)  # a pause outlives an assignment
-        self._attached[inbox.shard] = _Attached(inbox)
+        self._attached[inbox.shard] = _Attached(inbox, heard_ms=dict.fromkeys(positions, self.beat_ms))
 
     def _detach(self, shards: Sequence[int], *, in_callback: bool = False) -> None:
         """In a callback the call is due even for nothing, else the client would take everything away."""
-        ours = [shard for shard in shards if self._attached.pop(shard, None) is not None]
-        if ours or in_callback:
+        gone = {shard: found for shard in shards if (found := self._attached.pop(shard, None)) is not None}
+        if gone or in_callback:
             self.consumer.incremental_unassign(
-                [TopicPartition(name, shard) for shard in ours for name in self._names]
+                [
+                    TopicPartition(name, shard)
+                    for shard, attached in gone.items()
+                    for name, topic in self._names.items()
+                    if topic not in attached.away
+                ]
             )
 
     def _flow(self) -> None:
         """Pause lanes that are crowded, resume those that have room again."""
         for shard, attached in self._attached.items():
             for name, topic in self._names.items():
+                if topic in attached.away:
+                    continue
                 if topic not in attached.paused:
                     if attached.inbox.crowded(topic):
                         attached.paused.add(topic)
                         self.consumer.pause([TopicPartition(name, shard)])
                 elif attached.inbox.roomy(topic):
                     attached.paused.discard(topic)
+                    attached.heard_ms[topic] = self.beat_ms
                     self.consumer.resume([TopicPartition(name, shard)])
 
     def _poll(self) -> list[Message[bytes, bytes]]:
@@ -196,37 +213,61 @@ class Reader(threading.Thread):
             self._group = self.consumer.consumer_group_metadata()
         if self.beat_ms - self._lags_ms >= LAGS_EVERY_MS:
             self._lags_ms = self.beat_ms
+            self._look_at_silence()
             self._lags = {place: lag for shard in self._attached for place, lag in self._shard_lags(shard)}
 
     def _shard_lags(self, shard: int) -> Iterator[tuple[tuple[str, int], int]]:
-        taken = self._attached[shard].inbox.positions()
+        attached = self._attached[shard]
+        taken = attached.inbox.positions()
         for name, topic in self._names.items():
+            if topic in attached.away:
+                continue
             _, high = self.consumer.get_watermark_offsets(TopicPartition(name, shard), cached=True)
             if high >= 0 and topic in taken:
                 yield (name, shard), max(0, high - taken[topic])
 
     def _deliver(self, messages: Sequence[Message[bytes, bytes]]) -> None:
+        """In order. What comes after something that cannot be read is read again once that has been passed."""
         batches: dict[tuple[str, int], list[Record]] = {}
-        troubles: list[tuple[Message[bytes, bytes], KafkaError]] = []
         for message in messages:
             error = message.error()
             if error is None:
                 record = self._record(message)
                 batches.setdefault((record.topic, record.partition), []).append(record)
             else:
-                troubles.append((message, error))
+                self._put(batches)
+                self._report(message, error)
+        self._put(batches)
+
+    def _put(self, batches: dict[tuple[str, int], list[Record]]) -> None:
         for (topic, shard), records in batches.items():
             attached = self._attached.get(shard)
-            if attached is not None:
-                attached.inbox.put(topic, records)
-        for message, error in troubles:  # ends of partitions come after the records before them
-            self._report(message, error)
+            if attached is None or topic in attached.away:
+                continue
+            attached.heard_ms[topic] = self.beat_ms
+            high = self._high(topic, shard)
+            sound = _before(high, records)
+            attached.inbox.put(topic, sound)
+            if len(sound) < len(records):
+                self._take_away(attached, topic)
+        batches.clear()
+
+    def _high(self, topic: str, shard: int) -> int:
+        """The end of the log: no record stands there, whatever its batch says; 0: not known, so nothing was read."""
+        at = TopicPartition(self._prefix + topic, shard)
+        return max(0, self.consumer.get_watermark_offsets(at, cached=True)[1])
 
     def _record(self, message: Message[bytes, bytes]) -> Record:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         assert topic is not None, "a record without a topic"
         assert partition is not None, "a record without a partition"
         assert offset is not None, "a record without an offset"
+        headers: Headers = ()
+        problem = ""
+        try:
+            headers = headers_of(message)
+        except HeadersUnreadable as error:
+            problem = str(error)
         return Record(
             topic=self._names[topic],
             partition=partition,
@@ -234,23 +275,109 @@ class Reader(threading.Thread):
             timestamp_ms=message.timestamp()[1],
             key=message.key(),
             value=message.value(),
-            headers=_headers(message.headers()),
+            headers=headers,
+            problem=problem,
         )
 
     def _report(self, message: Message[bytes, bytes], error: KafkaError) -> None:
         shard, topic = message.partition(), self._names.get(message.topic() or "")
         attached = None if shard is None else self._attached.get(shard)
+        if attached is not None and topic is not None:
+            if topic in attached.away:
+                return
+            attached.heard_ms[topic] = self.beat_ms
         if error.code() == PARTITION_EOF:
             if attached is not None and topic is not None:
                 attached.inbox.reach_end(topic, message.offset() or 0)
         elif error.code() in OUT_OF_RANGE and attached is not None:
             attached.inbox.lose(f"{message.topic()}/{shard}: {error.str()}")
+        elif error.code() in UNREADABLE and attached is not None and topic is not None:
+            self._take_away(attached, topic)
         elif error.fatal():
             raise KafkaException(error)
         else:
             self._log.warning(Event.KAFKA, topic=message.topic(), partition=shard, error=error.str())
 
+    # past what cannot be read
 
-def _headers(found: object) -> Sequence[tuple[str, bytes | None]]:
-    """As pairs, in order; None: there are none."""
-    return tuple(found) if isinstance(found, list) else ()
+    def _look_at_silence(self) -> None:
+        """Where records are and none comes, find out why: the client may be unable to read them, and does not say so. One at a time."""
+        if any(attached.looking for attached in self._attached.values()):
+            return
+        for shard, attached in self._attached.items():
+            for topic in self._names.values():
+                quiet = self.beat_ms - attached.heard_ms[topic] >= SILENT_MS and topic not in attached.paused
+                if quiet and self._high(topic, shard) > attached.inbox.next(topic):
+                    self._look(attached, topic)
+                    return
+
+    def _take_away(self, attached: _Attached, topic: str) -> None:
+        """What was fetched behind it goes, too: it is read again."""
+        attached.away.add(topic)
+        self.consumer.incremental_unassign([TopicPartition(self._prefix + topic, attached.inbox.shard)])
+        if topic not in attached.looking:
+            self._look(attached, topic)
+
+    def _look(self, attached: _Attached, topic: str) -> None:
+        """Beside this thread: what cannot be read from where we are."""
+        inbox, at = attached.inbox, attached.inbox.next(topic)
+        attached.looking.add(topic)
+
+        def look() -> None:
+            try:
+                found = extent_at(self._probe, self._prefix + topic, inbox.shard, at, self._clock)
+            except Exception as error:  # noqa: BLE001 - the process must not live on with a partition that nobody reads
+                self._failed(error)
+            else:
+                self._ask(lambda: self._looked(inbox, topic, at, found))
+
+        threading.Thread(target=look, name=f"look-{topic}-{inbox.shard}", daemon=True).start()
+
+    def _looked(self, inbox: Inbox, topic: str, at: int, found: Extent | None) -> None:
+        attached = self._attached.get(inbox.shard)
+        if attached is None or attached.inbox is not inbox:
+            return
+        attached.looking.discard(topic)
+        attached.heard_ms[topic] = self.beat_ms
+        if inbox.next(topic) != at:
+            found = None  # a late record came after all
+        if found is not None:
+            self._pass(attached, topic, found)
+        if topic in attached.away:
+            self._bring_back(attached, topic)
+
+    def _pass(self, attached: _Attached, topic: str, found: Extent) -> None:
+        """A pointer takes the place of what cannot be read."""
+        inbox = attached.inbox
+        self._log.error(Event.UNREADABLE, topic=topic, shard=inbox.shard, why=found.text())
+        if topic not in attached.away:
+            attached.away.add(topic)
+            self.consumer.incremental_unassign([TopicPartition(self._prefix + topic, inbox.shard)])
+        inbox.put(topic, [_pointer(topic, inbox.shard, found)])
+        inbox.reach_end(topic, found.end)
+
+    def _bring_back(self, attached: _Attached, topic: str) -> None:
+        """Read on behind what came last."""
+        shard, at = attached.inbox.shard, attached.inbox.next(topic)
+        wanted = [TopicPartition(self._prefix + topic, shard, at)]
+        self.consumer.incremental_assign(wanted)
+        self.consumer.resume(wanted)
+        attached.away.discard(topic)
+        attached.paused.discard(topic)
+
+
+def _before(high: int, records: Sequence[Record]) -> Sequence[Record]:
+    """Up to the first that claims a place at or beyond the end."""
+    return list(takewhile(lambda record: record.offset < high, records))
+
+
+def _pointer(topic: str, shard: int, found: Extent) -> Record:
+    return Record(
+        topic=topic,
+        partition=shard,
+        offset=found.first,
+        timestamp_ms=-1,
+        key=None,
+        value=None,
+        problem=found.text(),
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
 
 import fastavro
 import pytest
+from hostile.fuzz import GROWTH_MIB_MAX, fuzz, peak_mib, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,15 +28,6 @@ def outcome(cls: type, data: bytes) -> Any:
         return decode_row(cls, data)
     except Undecodable as error:
         return error.reason
-
-
-def same(record: Any, other: Any) -> bool:
-    """Does a record equal the dicts of the other implementation?"""
-    if dataclasses.is_dataclass(record):
-        return all(same(getattr(record, f.name), other[f.name]) for f in dataclasses.fields(record))
-    if isinstance(record, tuple):
-        return len(record) == len(other) and all(map(same, record, other))
-    return bool(record == other)
 
 
 @RECORDS
@@ -132,3 +123,17 @@ def test_any_record_survives_the_round_trip_and_means_the_same_to_others(cls: ty
         assert same(record, fastavro.schemaless_reader(io.BytesIO(avro), parsed(cls), None))
 
     check()
+
+
+CUT = 20_000  # of the million of `make fuzz`
+
+
+def test_mutants_of_values_lengths_and_bytes() -> None:
+    before_mib = peak_mib()
+    report = fuzz(CUT, "2026")
+    assert report.failures() == []
+    assert report.payloads == CUT
+    assert report.accepted > CUT // 5, "near enough to good records to get through now and then"
+    assert report.compared > 1_000
+    assert len(report.refused) >= 8, "every kind of refusal but those of size"
+    assert peak_mib() - before_mib < GROWTH_MIB_MAX

@@ -52,6 +52,10 @@ class Bench:
         strict: dict[str, Any] = {"auto.offset.reset": "error", "fetch.wait.max.ms": 10}
         return Consumer(self.clients.consumer_properties(tables.RESTORE, group="scheduler") | strict)
 
+    def probe(self, more: Mapping[str, object]) -> Consumer:
+        strict: dict[str, Any] = {"auto.offset.reset": "error", **more}
+        return Consumer(self.clients.consumer_properties(tables.RESTORE, group="scheduler") | strict)
+
     def cluster(self) -> Cluster:
         return Cluster(self.clients.admin(), self.loose)
 
@@ -204,6 +208,7 @@ class Member:
             prefix=self.bench.prefix,
             clock=CLOCK,
             membership=told,
+            probe=self.bench.probe,
             failed=self.failures.append,
         )
         made.start()

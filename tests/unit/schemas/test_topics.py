@@ -79,8 +79,11 @@ def test_sizes_leave_room_for_what_wraps_them() -> None:
     assert size["outcomes"] >= limits.RESULT_BYTES_MAX + limits.CHECKPOINT_BYTES_MAX
 
 
-def test_foreign_writers_cannot_store_a_bomb() -> None:
-    assert TOPICS["triggers.low"].settings(1)["compression.type"] == "uncompressed"
+def test_nobody_can_store_a_bomb_where_our_processes_read() -> None:
+    inputs = {"outcomes", "control", "links", "schedules", "contracts"}
+    inputs |= {name for name in TOPICS if name.startswith(("triggers.", "dispatch."))}
+    written_out = {n for n, t in TOPICS.items() if t.settings(1)["compression.type"] == "uncompressed"}
+    assert written_out == inputs
 
 
 def test_subjects() -> None:

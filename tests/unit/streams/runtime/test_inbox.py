@@ -1,6 +1,7 @@
 """The inbox: order, bounds, positions."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,17 @@ def test_markers_move_the_range_beyond_the_last_record_only_once_the_lane_is_emp
     assert [(r.first, r.next, r.count) for r in inbox.take(2).ranges] == [(9, 12, 0)]
     inbox.reach_end("links", 12)
     assert not inbox.moved()
+
+
+def test_headers_count_towards_the_size_of_a_lane() -> None:
+    """Two bytes in Kafka may be a header: half a million of them are no small record."""
+    inbox = opened()
+    many = replace(record("outcomes", 0), headers=(("", None),) * (LANE_BYTES_MAX // 64))
+    inbox.put("outcomes", [many])
+    assert inbox.crowded("outcomes")
+    assert inbox.next("outcomes") == 1
+    inbox.take(1)
+    assert inbox.roomy("outcomes")
 
 
 def test_a_flood_keeps_no_other_input_out() -> None:

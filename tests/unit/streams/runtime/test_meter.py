@@ -118,3 +118,32 @@ def test_the_oldest_wait_is_that_of_a_task_that_still_waits() -> None:
     assert value(metrics, "dispatched_total", tier="high") == 2
     meter.gone()
     assert value(metrics, "queue_depth", tier="high", shard="0") is None
+
+
+def test_letters_of_what_was_no_trigger_are_counted_by_our_reason() -> None:
+    headers = (("laxity.error.reason", b"forged"), ("laxity.error.reason", b"unreadable"))
+    letter = Output(topic="dlq.internal", partition=0, key=None, value=None, schema=None, headers=headers)
+    metrics, _ = measured([letter])
+    assert value(metrics, "rejected_total", reason="unreadable") == 1
+
+
+def test_a_hundred_thousand_names_make_no_series() -> None:
+    """Tenants, types, resources and fleets that anybody may invent: what is labelled is configured, the rest is one label."""
+    metrics, meter = measured([])
+    moved = InputRange(topic="outcomes", partition=0, first=0, next=1, count=1)
+    for number in range(0, 100_000, 1_000):
+        told = [
+            event(
+                "transitions", "DEAD", tenant=f"tenant{n}", type=f"type{n}", missed_by_ms=1, task_id=f"t{n}"
+            )
+            for n in range(number, number + 1_000)
+        ]
+        used = [f"fleet.{number}", f"resource{number}", f"account:{number}"]
+        row = encode_row(SettleRow(used=dict.fromkeys(used, 1)))
+        state = [Change(table=keys.SETTLE, key=b"r", value=row)]
+        effects = Effects(batch=1, state=state, keys=(), local=(), outputs=told)
+        meter.batch(effects, Taken(records=(), ranges=[moved]), silent=False, took_ms=1)
+    series = sum(len(family.samples) for family in metrics.registry.collect())
+    assert series < 200, (
+        "of 2,000 that a process may have, with every shard, tier, type and resource of a deployment"
+    )
