@@ -60,14 +60,19 @@ def ask(batch: Batch, task_ids: Iterable[str]) -> None:
 
 
 def conclude(batch: Batch, verdicts: Mapping[str, str], outcomes_end: int) -> None:
-    """Answers to `ask`. Claimed: the lease decides over a bounce, and the runner hears of a cancel with its next renewal."""
+    """Answers to `ask`. Claimed: the lease decides over a bounce, and the runner hears of a cancel with its next renewal.
+
+    The task is then cancelled when that runner's attempt ends, or its lease: until then it holds what it holds, whoever takes the
+    shard over and whatever the ledger forgets.
+    """
     for reservation, verdict in verdicts.items():
         found = holder(batch, reservation)
         if found is None:
             continue
         task_id, row = found
         if row.revoking == "cancel":
-            batch.end(task_id, row, Cause.CANCEL, Reason.CANCELLED, known=verdict == "revoked")
+            if verdict != "claimed":
+                batch.end(task_id, row, Cause.CANCEL, Reason.CANCELLED, known=verdict == "revoked")
         elif row.revoking and verdict == "revoked" and row.state == State.DISPATCHED:
             bounced(batch, task_id, row)
         elif row.revoking:

@@ -75,6 +75,7 @@ class Scheduler:
         self._admission = dispatch.Admission()
         self._owed = dict(self._tables.settles())
         self._revoking: set[str] = set()
+        self._ordered: set[str] = set()  # cancelled ones whose runner has the order: no need to ask again
         self._unknown: set[str] = set()
         self._leases = 0
         for task_id, row in self._tables.leased():
@@ -236,7 +237,7 @@ class Scheduler:
         """The batch is committed and in the stores: the caches follow."""
         opened = self._open
         assert opened is not None and opened.row is not None, "applied() without effects"  # noqa: PT018
-        self._row = opened.row
+        before, self._row = self._row, opened.row
         self._ready.apply(opened.local)
         self._timers.apply(opened.local)
         self._admission = opened.admission
@@ -250,11 +251,13 @@ class Scheduler:
                 self._owed[reservation] = settle
         for task_id, task in self._tables.task_changes():
             self._revoking.discard(task_id)
+            self._ordered.discard(task_id)
             self._unknown.discard(task_id)
             if task is not None:
                 self._note(task_id, task)
         answer = opened.answer
         if answer is not None:
+            self._note_orders(answer, is_new=self._row.ledger_epoch != before.ledger_epoch)
             self._heard = tuple(answer.woken)
             self._acknowledge = tuple(answer.reaped)
         self._wake_ms = self._next_wake(opened)
@@ -349,6 +352,15 @@ class Scheduler:
             self._unknown.add(task_id)
         if row.revoking:
             self._revoking.add(task_id)
+
+    def _note_orders(self, answer: Answer, *, is_new: bool) -> None:
+        """Cancels that the ledger has told the runner, or will; a new ledger has forgotten them."""
+        if is_new:
+            self._revoking |= self._ordered
+            self._ordered.clear()
+        claimed = {r.partition(":")[0] for r, verdict in answer.verdicts.items() if verdict == "claimed"}
+        self._ordered |= claimed & self._revoking
+        self._revoking -= claimed
 
     def _next_wake(self, opened: _Open) -> int | None:
         """When to go on without records: at once where this batch made room for more, later where the ledger was silent."""

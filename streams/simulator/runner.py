@@ -156,6 +156,10 @@ class SimRunner:
         if self._clock.monotonic_ms() >= task.held_until_ms:
             return
         order = self._ledger.renew(runner=self.name, reservation_ids=[task.name])[task.name]
+        if order == "cancel":
+            task.verdict = ("failed", "cancelled", False)
+            self._then(task, self._report_end)
+            return
         if order != "ok":
             return
         task.verdict = kind, _, _ = self._verdict(task.dispatch)

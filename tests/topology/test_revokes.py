@@ -222,7 +222,7 @@ def in_state(state: str) -> Bench:
 
 
 @pytest.mark.parametrize("state", ["DISPATCHED", "RUNNING", "UNKNOWN"])
-@pytest.mark.parametrize("verdict", ["revoked", "claimed", "gone"])
+@pytest.mark.parametrize("verdict", ["revoked", "gone"])
 def test_what_is_leased_is_cancelled_with_the_ledger_s_word(state: str, verdict: str) -> None:
     b = in_state(state)
     effects = b.step(b.command("cancel"), say=silent)
@@ -237,6 +237,56 @@ def test_what_is_leased_is_cancelled_with_the_ledger_s_word(state: str, verdict:
     assert ended.unknown == (verdict != "revoked")
     b.step(say=verdicts(verdict), end=99)
     assert b.exchange.cancels == ()
+
+
+def ordered(state: str = "RUNNING") -> Bench:
+    """A cancel of which the runner has the order."""
+    b = in_state(state)
+    b.step(b.command("cancel"), say=verdicts("claimed"))
+    assert (b.live().state, b.live().revoking) == (state, "cancel")
+    return b
+
+
+def test_a_cancelled_task_that_is_claimed_ends_with_its_attempt_and_is_settled() -> None:
+    b = ordered()
+    b.step(say=silent)
+    assert b.exchange.cancels == (), "the order stands"
+    assert [one.reservation_id for one in b.core.live() if one.active] == [b.reservation()], (
+        "it holds its slots"
+    )
+    effects = b.step(b.outcome("failed", code="cancelled", used={"llm": 7}), say=silent)
+    assert [e.state for e in events(effects)] == ["CANCELLED"]
+    b.step()
+    (settle,) = b.exchange.settles
+    assert (settle.reservation_id, settle.used, settle.unclaimed) == (f"{task_id()}:0:1", {"llm": 7}, False)
+    assert b.row() is None
+
+
+@pytest.mark.parametrize("state", ["DISPATCHED", "RUNNING"])
+def test_or_with_its_lease(state: str) -> None:
+    b = ordered(state)
+    b.step(lapsed=(b.reservation(),), end=b.ends.get("outcomes", 0), say=silent)
+    effects = b.step(say=silent)
+    assert [e.state for e in events(effects)] == ["CANCELLED"]
+    assert b.row() is None
+
+
+def test_what_was_done_before_the_order_came_is_done() -> None:
+    b = ordered()
+    effects = b.step(b.outcome("succeeded"), say=silent)
+    assert [e.state for e in events(effects)] == ["SUCCEEDED"]
+
+
+def test_a_ledger_that_forgot_the_order_is_told_again_and_so_is_one_of_a_new_owner() -> None:
+    b = ordered()
+    b.step(say=lambda _: answer(epoch="e2"))
+    b.step(say=verdicts("claimed"))
+    assert b.exchange.cancels == (f"{task_id()}:0:1",)
+    b.step(say=silent)
+    assert b.exchange.cancels == ()
+    b.core.load()
+    b.step(say=silent)
+    assert b.exchange.cancels == (f"{task_id()}:0:1",)
 
 
 @pytest.mark.parametrize("kind", ["failed", "yielded", "unknown"])
@@ -309,17 +359,17 @@ def test_a_cancel_of_what_is_not_here_is_told() -> None:
     assert (event.kind, "cancel, redrive" in event.detail) == ("refused_command", True)
 
 
-def test_a_cancelled_running_task_frees_its_slots_and_does_no_further_step() -> None:
+def test_a_cancelled_running_task_does_no_further_step_and_then_frees_its_slots() -> None:
     d = driver()
     d.pipe("normal", trigger(demands={"browser": 2}))
     for _ in range(2):
         d.runners[0].tick()
         d.settle()
     d.send("control", Command(kind="cancel", command_id="c", task_id=task_id()))
-    assert d.table("task") == {}
+    assert d.ledger.reserved("browser") == 2, "it runs until it hears of it"
     d.work()
-    assert d.provider.effects == []
-    d.advance(17_000)
+    assert (d.table("task"), d.ledger.reserved("browser"), d.provider.effects) == ({}, 0, [])
+    assert d.events()[-1].state == "CANCELLED"
     d.pipe("normal", trigger("next", demands={"browser": 2}))
     d.work()
     assert d.events()[-1].state == "SUCCEEDED"
