@@ -246,16 +246,20 @@ class Reader(threading.Thread):
                 continue
             attached.heard_ms[topic] = self.beat_ms
             high = self._high(topic, shard)
-            sound = _before(high, records)
+            sound = _before(high or 0, records)
             attached.inbox.put(topic, sound)
             if len(sound) < len(records):
                 self._take_away(attached, topic)
         batches.clear()
 
-    def _high(self, topic: str, shard: int) -> int:
-        """The end of the log: no record stands there, whatever its batch says; 0: not known, so nothing was read."""
+    def _high(self, topic: str, shard: int) -> int | None:
+        """The end of the log as the last fetch told it: no record stands there, whatever its batch says.
+
+        None: that fetch was refused, as behind a record that claims a place far beyond the end; what was read before is looked at again.
+        """
         at = TopicPartition(self._prefix + topic, shard)
-        return max(0, self.consumer.get_watermark_offsets(at, cached=True)[1])
+        high = self.consumer.get_watermark_offsets(at, cached=True)[1]
+        return high if high >= 0 else None
 
     def _record(self, message: Message[bytes, bytes]) -> Record:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
@@ -307,7 +311,8 @@ class Reader(threading.Thread):
         for shard, attached in self._attached.items():
             for topic in self._names.values():
                 quiet = self.beat_ms - attached.heard_ms[topic] >= SILENT_MS and topic not in attached.paused
-                if quiet and self._high(topic, shard) > attached.inbox.next(topic):
+                high = self._high(topic, shard) if quiet else None
+                if high is not None and high > attached.inbox.next(topic):
                     self._look(attached, topic)
                     return
 

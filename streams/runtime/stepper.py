@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from laxity.schemas.timing import Clock
 from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF
@@ -132,13 +132,15 @@ class Search:
         raise NoAnswer(f"{self._topic}/{self._partition} from offset {at}: nothing within {LOOK_MS_MAX} ms")
 
     def _judged(self, offset: int) -> _Look:
-        """A record beyond the end of the log has a place that somebody made up."""
-        _, high = self._consumer.get_watermark_offsets(
-            TopicPartition(self._topic, self._partition), cached=True
-        )
-        if offset < high:
+        """A record beyond the end of the log has a place that somebody made up. The leader is asked: what a fetch told may be older than the record."""
+        at = TopicPartition(self._topic, self._partition)
+        try:
+            found = self._consumer.get_watermark_offsets(at, timeout=LOOK_MS_MAX / 1_000, cached=False)
+        except KafkaException as error:
+            raise NoAnswer(f"the end of {self._topic}/{self._partition} is not known") from error
+        if found is None or offset < found[1]:
             return _READABLE
-        return _Look(broken=True, why=f"a record claims offset {offset} in a log that ends at {high}")
+        return _Look(broken=True, why=f"a record claims offset {offset} in a log that ends at {found[1]}")
 
     def _count(self, statistics: str) -> None:
         brokers: Mapping[str, Mapping[str, int]] = json.loads(statistics).get("brokers", {})
