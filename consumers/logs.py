@@ -1,6 +1,6 @@
 """A runner's logs: one JSON object a line on stderr. Payloads, results and keys are never logged.
 
-Events: runner.registered, runner.draining, runner.left_behind, runner.bug, runner.ended; intake.failed, partition.end_unknown,
+Events: runner.registered, runner.draining, runner.left_behind, runner.group_not_left, runner.bug, runner.ended; intake.failed, partition.end_unknown,
 consumer.error, offsets.not_committed; dispatch.poison; outcome.not_written; leases.not_renewed, lease.not_released;
 attempt.left_to_its_lease; agent.raised, agent.missing.
 """
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from laxity.schemas.lines import Lines
 from laxity.schemas.masking import Mask, guard_tracebacks, mask_of
 
 VALUE_CHARS_MAX: Final = 2_048  # a message of an agent may be of any length
@@ -38,10 +39,11 @@ def configure(level: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    descriptor = sys.stderr.fileno()
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: Lines(descriptor),
         cache_logger_on_first_use=True,
     )
     foreign = logging.StreamHandler(sys.stderr)

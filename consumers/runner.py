@@ -34,6 +34,7 @@ SWEEP_MS: Final = 200  # how exactly a fence or a time limit is kept
 RENEW_RETRY_MS: Final = 1_000  # after a renewal without an answer
 YIELD_MS: Final = 5_000  # before the end of the grace agents are asked to yield
 STOP_MS: Final = 7_000  # for stopped agents to end and their outcomes to be written
+LEAVE_MS: Final = 5_000  # to commit and leave the group; without a broker that never ends
 HANG_MS: Final = 10_000  # a loop or thread that did not turn for so long hangs
 HOST_CHARS_MAX: Final = 64
 
@@ -129,7 +130,11 @@ class Runner:
                 await self._drain()
         self._desk.close()
         self._intake.stop()
-        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(thread.join, LEAVE_MS / 1_000)
+        if thread.is_alive():
+            _log.warning(
+                "runner.group_not_left", after_ms=LEAVE_MS
+            )  # the broker does not answer: it will notice
         self._leases.close()
         if self._failure is not None:
             raise RunnerFailed(f"runner {self.name}: {self._failure}") from self._failure

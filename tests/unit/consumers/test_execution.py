@@ -298,6 +298,32 @@ async def test_without_renewal_the_agent_is_stopped_three_seconds_before_its_lea
     await task
 
 
+async def test_a_result_outwaits_a_broker_that_is_away_for_a_minute_under_a_lease_that_lives(
+    make_world: Any,
+) -> None:
+    world = make_world(count)
+    task = world.begin(world.reserve("count", DOCUMENT, demands={"browser": 1}))
+    world.outcomes.close_after = 1  # it answers the start, then no more
+    await world.beat(60_000)
+    assert (world.outcomes.kinds, world.finished) == (["started"], [])
+    assert world.ledger.reserved("browser") == 1, "nobody else may begin"
+    world.outcomes.open.set()
+    await task
+    assert world.outcomes.kinds == ["started", "succeeded"]
+    assert world.ledger.reserved("browser") == 0
+
+
+async def test_a_start_outwaits_the_broker_too_and_runs_if_its_lease_still_holds(make_world: Any) -> None:
+    world = make_world(count)
+    world.outcomes.open.clear()
+    task = world.begin(world.reserve("count", DOCUMENT))
+    await world.beat(60_000)
+    assert world.outcomes.kinds == []
+    world.outcomes.open.set()
+    await task
+    assert world.outcomes.kinds == ["started", "succeeded"]
+
+
 async def test_a_lease_that_was_taken_away_reports_nothing(make_world: Any) -> None:
     world = make_world(waits)
     task = world.begin(world.reserve("waits"))

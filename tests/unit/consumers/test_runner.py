@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -341,6 +342,39 @@ async def test_registration_survives_a_ledger_that_is_away_for_a_while() -> None
         await stage.until(stage.runner.ready)
         await stage.send("quick", "a")
         await stage.until(lambda: ("succeeded", "") in stage.of("a"))
+
+
+async def test_a_dispatch_on_another_of_its_partitions_runs_all_the_same() -> None:
+    """It was granted before the lowest partition came: the registration has moved, the order still counts."""
+    async with staged(quick) as stage:
+        stage.topic.assign(3)
+        await stage.until(stage.runner.ready)
+        order = await stage.order("quick", "a")
+        stage.topic.assign(1)
+        await stage.until(lambda: stage.ledger.books.runners["default", NAME].partition == 1)
+        stage.topic.append(3, CODEC.encode(order))
+        await stage.until(lambda: stage.of("a") == [("started", ""), ("succeeded", "")])
+
+
+async def test_a_broker_that_does_not_let_it_go_does_not_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laxity.consumers.runner.LEAVE_MS", 50)
+    answers = threading.Event()
+    async with staged(quick) as stage:
+        stage.topic.assign(0)
+        await stage.until(stage.runner.ready)
+        leave = stage.topic.close
+
+        def close(positions: Any) -> None:
+            answers.wait(10)
+            leave(positions)
+
+        monkeypatch.setattr(stage.topic, "close", close)
+        running = next(t for t in asyncio.all_tasks() if "Runner.run" in repr(t.get_coro()))
+        stage.runner.stop()
+        await asyncio.wait_for(asyncio.shield(running), 10)
+        assert not stage.topic.closed
+        answers.set()
+        await stage.until(lambda: stage.topic.closed)
 
 
 def test_a_runners_name_is_never_used_twice() -> None:
