@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 from laxity.schemas.timing import Clock, Millis
@@ -18,8 +19,9 @@ from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.runtime.reader import Membership, Reader
 from laxity.streams.runtime.shard import Shard
 from laxity.streams.runtime.standby import Standby
-from laxity.streams.runtime.stores import StateDirectory
+from laxity.streams.runtime.stores import StateDirectory, StateDirectoryError
 from laxity.streams.runtime.transactions import TransactionError, Transactions
+from laxity.streams.state.rocks import StoreError
 
 SHARDS_MAX = 8  # threads share one interpreter: beyond it another process serves better
 LET_GO_MS_MAX = 1_000  # for batches under way when shards are revoked; then fencing protects, not waiting
@@ -97,7 +99,9 @@ class Host:
         """A part cannot go on, nor can we."""
         if self._failure is None:
             self._failure = error
-            self._log.error(Event.FAILED, kind=type(error).__name__, why=str(error), exc_info=error)
+            told = isinstance(error, StoreError | StateDirectoryError)  # by its text: the disk, not a bug
+            trace = None if told else error
+            self._log.error(Event.FAILED, kind=type(error).__name__, why=str(error), exc_info=trace)
         self._stopping.set()
 
     def busy_shards(self) -> int:
@@ -240,6 +244,9 @@ class Host:
         parts.line.close()
         health.close()
         parts.close()
-        self._remember(())
+        with suppress(
+            StateDirectoryError
+        ):  # an old note is no harm: nobody living has the shards by that name
+            self._remember(())
         parts.directory.release()
         self._log.info(Event.STOPPED)

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import structlog
 
+from laxity.schemas.lines import Lines
 from laxity.schemas.masking import Mask, guard_tracebacks, mask_of
 
 FIELD_CHARS_MAX = 2_048  # a hostile text must not fill a disk
@@ -35,6 +36,7 @@ class Event(StrEnum):
     ABORTED = "batch.aborted"  # warning: nothing was written, the same input is tried again
     LEDGER_SILENT = "ledger.silent"  # warning: no answer in time, once per outage
     LEDGER_BACK = "ledger.back"  # info
+    LEDGER_UNPATCHED = "ledger.unpatched"  # warning: on this machine only; elsewhere such a server is refused
     RECONCILED = "ledger.reconciled"  # info: lapsed, dropped, restored
     RESCUED = "peer.rescued"  # warning: a dead process's transactions were aborted
     UNREADABLE = "input.unreadable"  # error: records that nobody can read were passed; pointers to them are dead letters
@@ -60,7 +62,7 @@ def configure(level: str = "info") -> None:
     """Once per process. `level`: debug, info, warning or error. Lines and tracebacks are masked."""
     mask = mask_of(os.environ)
     guard_tracebacks(mask)
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number, descriptor = logging.getLevelNamesMapping()[level.upper()], sys.stderr.fileno()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -72,7 +74,7 @@ def configure(level: str = "info") -> None:
             lambda _logger, _method, line: mask(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: Lines(descriptor),
         cache_logger_on_first_use=True,
     )
 

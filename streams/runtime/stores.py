@@ -71,11 +71,14 @@ class StateDirectory:
         raise StateDirectoryError(f"{data_dir / 'state'}: all {PROCESSES_MAX} directories are in use")
 
     def remember(self, process: str, shards: Iterable[int]) -> None:
-        """Who we are on the liveness board, and which shards we have: replaced as a whole."""
+        """Who we are on the liveness board, and which shards we have: replaced as a whole. Raises StateDirectoryError."""
         fresh = self.root / "holding.json.new"
         text = json.dumps({"process": process, "shards": sorted(shards)})
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(self.root / "holding.json")
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(self.root / "holding.json")
+        except OSError as error:
+            raise StateDirectoryError(f"state directory {self.root}: {error}") from error
 
     def remembered(self) -> Predecessor:
         """The last process here; a torn or missing file is nobody (the transaction timeout rules then)."""

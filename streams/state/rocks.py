@@ -83,11 +83,12 @@ def _options() -> Options:
 class RocksStore:
     """One RocksDB directory. One thread at a time; opening it creates it."""
 
-    __slots__ = ("_db", "_path", "_scans")
+    __slots__ = ("_db", "_failed", "_path", "_scans")
 
     def __init__(self, path: Path) -> None:
         """Raises StoreCorruptError or StoreLockedError, or StoreError for anything else."""
         self._path = path
+        self._failed = False
         self._scans: WeakSet[Generator[tuple[bytes, bytes]]] = WeakSet()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -158,10 +159,18 @@ class RocksStore:
             self._call(self._db.delete_range, start, end)
 
     def close(self) -> None:
-        """Flush and let go of the files; scans that are still open end here (an open iterator would keep the lock)."""
+        """Flush and let go of the files; scans that are still open end here (an open iterator would keep the lock).
+
+        A store that has failed fails here again, mostly in other words: what was said first is what counts.
+        """
         for scan in list(self._scans):
             scan.close()
-        self._call(self._db.close)
+        failed = self._failed
+        try:
+            self._call(self._db.close)
+        except StoreError:
+            if not failed:
+                raise
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -169,6 +178,7 @@ class RocksStore:
         except DbClosedError:
             raise
         except Exception as error:  # noqa: BLE001
+            self._failed = True
             _raise(self._path, error)
 
 

@@ -105,16 +105,25 @@ class World:
     processes: list[Process] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
-    def start(self, *, name: str = "", crash: str = "", skip: str = "", protocol: str = "") -> Process:
+    def start(
+        self,
+        *,
+        name: str = "",
+        crash: str = "",
+        skip: str = "",
+        protocol: str = "",
+        state: Path | None = None,
+        log: Path | None = None,
+    ) -> Process:
         name = name or f"p{len(self.processes)}"
-        log = self.root / f"{name}-{len(self.processes)}.log"
+        log = log or self.root / f"{name}-{len(self.processes)}.log"
         env = os.environ | {
             "LAXITY_KAFKA": self.found.kafka,
             "LAXITY_REGISTRY_URL": self.found.registry_url,
             "LAXITY_REDIS_URL": self.found.redis_url,
             "LAXITY_PREFIX": self.found.prefix,
             "LAXITY_CONFIG": str(self.config_file),
-            "LAXITY_SCHEDULER_STATE_DIR": str(self.root / name),
+            "LAXITY_SCHEDULER_STATE_DIR": str(state or self.root / name),
             "LAXITY_SCHEDULER_ACCEPT_SKIP": skip,
             "CRASHPOINT": crash,
         }
@@ -125,7 +134,7 @@ class World:
         self.processes.append(Process(popen, log))
         return self.processes[-1]
 
-    def started(self, **how: str) -> Process:
+    def started(self, **how: Any) -> Process:
         process = self.start(**how)
         wait_for(process.ready, "ready")
         return process

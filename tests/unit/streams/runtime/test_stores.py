@@ -9,6 +9,7 @@ from laxity.schemas.limits import KEYS_KEPT_MS
 from laxity.schemas.records import KeyRow, ShardRow
 from laxity.schemas.serde import encode_row
 from laxity.streams.effects import Change, Effects
+from laxity.streams.runtime import stores as stores_module
 from laxity.streams.runtime.liveness import NOBODY, Predecessor
 from laxity.streams.runtime.stores import StateDirectory, StateDirectoryError, Stores, wipe_damaged
 from laxity.streams.state import keys
@@ -49,6 +50,23 @@ def test_a_directory_that_cannot_be_is_an_error_not_a_search(tmp_path: Path) -> 
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(StateDirectoryError, match="state directory"):
         StateDirectory.first_free(tmp_path)
+
+
+def test_a_disk_with_too_little_room_is_refused_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores_module, "FREE_BYTES_MIN", 1 << 62)
+    with pytest.raises(StateDirectoryError, match=rf"{tmp_path}.* [0-9]+ bytes are free, at least {1 << 62}"):
+        StateDirectory.take(tmp_path / "state")
+    assert not (tmp_path / "state" / "lock").exists()
+
+
+def test_a_note_that_cannot_be_written_names_the_directory(tmp_path: Path) -> None:
+    directory = StateDirectory.take(tmp_path / "state")
+    (tmp_path / "state" / "holding.json.new").mkdir()
+    with pytest.raises(StateDirectoryError, match=str(tmp_path / "state")):
+        directory.remember("me", {1})
+    directory.release()
 
 
 def effects(batch: int, ended: str = "") -> Effects:

@@ -9,11 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from laxity.schemas.timing import ManualClock, SystemClock
 from laxity.streams.runtime import host as host_module
+from laxity.streams.runtime.cluster import ClusterError
 from laxity.streams.runtime.host import Host
 from laxity.streams.runtime.shard import HELD_MS, START_OVER_MS, Shard
-from laxity.streams.state.rocks import StoreCorruptError
+from laxity.streams.state.rocks import StoreCorruptError, StoreError, StoreFullError, StoreLockedError
 
 WAIT_S = 10
 
@@ -161,6 +164,46 @@ def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: P
     assert found._one_ownership() == START_OVER_MS
     assert not tmp_path.exists()
     assert dropped == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (StoreFullError(Path("/"), "No space left on device"), 1),
+        (StoreError(Path("/"), "Permission denied"), 1),
+        (StoreLockedError(Path("/"), "lock hold by other"), 0),
+        (ClusterError("no answer"), 0),
+    ],
+    ids=["full", "refused", "locked", "cluster"],
+)
+def test_a_disk_that_refuses_ends_the_process_and_what_may_pass_does_not(
+    error: Exception, failed: int
+) -> None:
+    failures: list[BaseException] = []
+    reading = SimpleNamespace(detach=lambda _: [])
+    naming = SimpleNamespace(hold=lambda _: True, drop=lambda _: None)
+    copies = SimpleNamespace(claimed=lambda _: nullcontext())
+    around: Any = SimpleNamespace(
+        clock=ManualClock(),
+        naming=naming,
+        reading=reading,
+        copies=copies,
+        producer_properties=lambda _: {},
+        failed=failures.append,
+    )
+    premises: Any = lambda _: SimpleNamespace(  # noqa: E731
+        meter=SimpleNamespace(started_over=lambda: None, gone=lambda: None)
+    )
+    found = Shard(0, around, premises)
+
+    def own(*_: object) -> None:
+        found.stop()
+        raise error
+
+    found._own = own  # type: ignore[assignment]
+    found.run()
+    assert failures == ([error] * failed)
+    assert str(error) in (found.refusal or str(failures))
 
 
 def test_a_name_on_the_board_is_looked_at_again_soon() -> None:
