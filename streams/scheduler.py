@@ -25,10 +25,10 @@ from laxity.streams.lifecycle import State
 from laxity.streams.ready import ReadyTable
 from laxity.streams.reasons import Reason
 from laxity.streams.state import index, keys
+from laxity.streams.state.changelog import STATE_VERSION
 from laxity.streams.state.store import Store, Write
 from laxity.streams.state.tables import Tables
 
-STATE_VERSION = 1
 SETTLES_PER_CALL_MAX = 256  # of one pipelined script; the rest goes with the next call
 LEDGER_RETRY_MS = 100  # no answer in time: ask again after this
 LEASE_CHECK_MS = 2_500  # while leases stand, the ledger is asked at least this often whether one lapsed

@@ -29,6 +29,7 @@ END_S_MAX = 5.0  # for each shard when the process ends
 BEAT_MS_MAX = 15_000  # a reader that has not polled for so long hangs
 BUSY_MS = 200  # a shard that ran a batch so recently shares the processor with us
 JOIN_S_MAX = 10.0
+SIGNAL_S_MAX = 0.5  # after SIGSTOP and SIGCONT a signal may interrupt another thread than the one that has to hear it
 
 MakeShard = Callable[[int], Shard]
 
@@ -221,7 +222,8 @@ class Host:
         self._log.info(Event.STARTED, directory=str(parts.directory.root), port=health.port)
         for thread in threads:
             thread.start()
-        self._stopping.wait()
+        while not self._stopping.wait(SIGNAL_S_MAX):
+            pass
         self._end(parts, health, wakes)
         return 0 if self._failure is None else 1
 

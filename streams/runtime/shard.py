@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from laxity.schemas.serde import Undecodable
 from laxity.schemas.timing import Clock, Millis
+from laxity.streams.errors import StateVersionError
 from laxity.streams.ledger.protocol import Reconciled
 from laxity.streams.runtime import ownership
 from laxity.streams.runtime.batches import Batches, Work
@@ -27,6 +29,7 @@ from laxity.streams.runtime.positions import SkipRefused
 from laxity.streams.runtime.sources import OUTCOMES
 from laxity.streams.runtime.stores import StateDirectory, Stores, wipe_damaged
 from laxity.streams.runtime.transactions import FencedError, TransactionError, Transactions
+from laxity.streams.state.changelog import ForeignRowError
 from laxity.streams.state.rocks import StoreCorruptError, StoreLockedError
 
 START_OVER_MS = 1_000  # at most once a second
@@ -166,7 +169,7 @@ class Shard(threading.Thread):
                     self._let_go()
         except Stopped:
             return 0
-        except SkipRefused as error:
+        except (SkipRefused, StateVersionError, ForeignRowError, Undecodable) as error:
             return self._refused(error)
         except (TransactionError, ClusterError, StoreCorruptError, StoreLockedError, InputLost) as error:
             return self._starts_over(error)
@@ -181,7 +184,8 @@ class Shard(threading.Thread):
     def _is_named_by_others(self) -> bool:
         return self.shard in self._around.naming.named_by_others()
 
-    def _refused(self, error: SkipRefused) -> Millis:
+    def _refused(self, error: Exception) -> Millis:
+        """The shard stays ours and stands still until somebody acts: ending would take its siblings along, and then the next process."""
         self.status, self.refusal = "refused", str(error)
         self._log.error(Event.REFUSED, why=str(error))
         return REFUSED_MS

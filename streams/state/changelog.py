@@ -14,6 +14,9 @@ from laxity.streams.effects import Change
 from laxity.streams.state import keys
 
 STATE, KEYS = "state", "keys"
+STATE_VERSION = (
+    1  # of the rows and of what is derived from them; raised where an older release would misread them
+)
 CHANGELOGS = (STATE, KEYS)
 
 Row = tuple[bytes, bytes | None]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from laxity.schemas.timing import Millis
-from laxity.streams.state.changelog import Row
+from laxity.streams.state.changelog import STATE_VERSION, Row
 from laxity.streams.state.keys import HOST, MAX_KEY, read_u64, u64
 from laxity.streams.state.store import Store, Write
 
@@ -21,6 +21,9 @@ REREADS_MAX = 3  # from the start, because retention overtook the reading: then 
 
 _POSITION = HOST + b"position"
 _STAMP = HOST + b"stamp"
+_VERSION = (
+    HOST + b"version"
+)  # of the release that derived the local rows: another one may derive them otherwise
 
 Derive = Callable[[Store, Sequence[Row]], Sequence[Write]]
 """Records of the changelog to writes, given the store as it is: the rows and what follows from them locally."""
@@ -74,7 +77,11 @@ def position(store: Store) -> Position | None:
 
 def position_writes(here: Position, now_ms: Millis) -> list[Write]:
     """Rows to put into the same write as the data. `now_ms`: when the store was at its changelog's end."""
-    return [(_POSITION, u64(here.next) + here.topic_id.encode()), (_STAMP, u64(now_ms))]
+    return [
+        (_POSITION, u64(here.next) + here.topic_id.encode()),
+        (_STAMP, u64(now_ms)),
+        (_VERSION, u64(STATE_VERSION)),
+    ]
 
 
 class Copy:
@@ -158,6 +165,8 @@ def _unusable(store: Store, topic_id: str, now_ms: Millis) -> str:
         return "" if left is None else "rows without a position"
     if here.topic_id != topic_id:
         return f"it belongs to topic id {here.topic_id}, the topic has {topic_id}"
+    if store.get(_VERSION) != u64(STATE_VERSION):
+        return f"a release of another state version wrote it, this one has version {STATE_VERSION}"
     age_ms = now_ms - _stamp_ms(store, now_ms)
     if age_ms > COPY_AGE_MS_MAX:
         return f"it was whole {age_ms} ms ago, tombstones are kept {COPY_AGE_MS_MAX} ms at least"

@@ -140,9 +140,11 @@ class World:
         return process
 
     def publish(self, count: int, *, tier: str = "normal", start: int = 0) -> None:
+        self.publish_keys([f"k{n}" for n in range(start, start + count)], tier)
+
+    def publish_keys(self, keys: Collection[str], tier: str = "normal") -> None:
         with Publisher.connect(self.found, CONFIG) as publisher:
-            triggers = [Trigger(type="echo", key=f"k{n}", payload=b"{}") for n in range(start, start + count)]
-            publisher.publish_many(triggers, tier)
+            publisher.publish_many([Trigger(type="echo", key=key, payload=b"{}") for key in keys], tier)
 
     def read(self, topic: str) -> list[Message]:
         """All committed records there are."""

@@ -10,7 +10,8 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,23 @@ import httpx
 import pytest
 import redis
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from integration.deployment import CONFIG, SHARDS, World, deployed, wait_for
+from integration.deployment import CLOCK, CONFIG, SHARDS, World, deployed, wait_for
+from integration.trickle import TIER, Trickle, gap_ms, keys_of, written
 
 from laxity.infra.local import Endpoints
 from laxity.infra.local.redis_server import find_redis_server
-from laxity.schemas.records import Journal
+from laxity.schemas.records import Journal, ShardRow, StateRow
+from laxity.schemas.serde import decode_row, encode_row
+from laxity.streams.effects import Change
 from laxity.streams.runtime.assembly import Assembly
 from laxity.streams.runtime.crashpoints import POINTS
+from laxity.streams.runtime.entry import INTERRUPTED
 from laxity.streams.runtime.settings import HostSettings
+from laxity.streams.runtime.shard import START_OVER_MS
 from laxity.streams.runtime.sources import INPUTS
 from laxity.streams.runtime.transactions import DoubtfulError, Transactions
+from laxity.streams.state import keys as state_keys
+from laxity.streams.state.changelog import STATE_VERSION, state_row
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -173,6 +181,90 @@ def test_the_newer_group_protocol_hands_over_too(world: World) -> None:
     assert a.popen.wait(20) == 0
     world.publish(100, start=200)
     world.check(300)
+
+
+def test_a_shard_of_a_newer_state_version_is_refused_and_its_siblings_run(world: World) -> None:
+    """As if a newer release had had it: this one says so, touches nothing of it, and takes nobody along."""
+    first = world.started(name="same")
+    world.publish(40)
+    world.check(40)
+    first.popen.terminate()
+    assert first.popen.wait(20) == 0
+    raised_shard = 1
+    raised = _raise_state_version(world, raised_shard)
+    second = world.start(name="same")
+    wait_for(lambda: len(second.said("shard.running")) == SHARDS - 1, "the others run")
+    wait_for(lambda: bool(second.said("shard.refused")), "it is refused")
+    said = second.said("shard.refused")
+    assert {(line["shard"], f"version {raised.state_version}" in line["why"]) for line in said} == {
+        (raised_shard, True)
+    }
+    assert (
+        f"shard {raised_shard}: state version" in httpx.get(f"http://127.0.0.1:{second.port()}/readyz").text
+    )
+    keys = {key for shard in range(SHARDS) if shard != raised_shard for key in islice(keys_of(shard), 10)}
+    world.publish_keys(keys)
+    wait_for(lambda: len(world.ended()) == 40 + len(keys), "the others work")
+    assert _last_row(world, raised_shard) == raised
+    assert second.popen.poll() is None
+
+
+def _last_row(world: World, shard: int) -> ShardRow:
+    key = state_keys.state_key(state_keys.SHARD, state_keys.SHARD_KEY)
+    mine = [m for m in world.read("state") if m.partition() == shard and m.key() == key]
+    framed = world.codec.decode(StateRow, mine[-1].value())
+    return decode_row(ShardRow, framed.row)
+
+
+def _raise_state_version(world: World, shard: int) -> ShardRow:
+    row = replace(_last_row(world, shard), state_version=STATE_VERSION + 1)
+    change = Change(table=state_keys.SHARD, key=state_keys.SHARD_KEY, value=encode_row(row))
+    key, value = state_row(change, world.codec)
+    producer = world.clients.shard_producer(shard)
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    producer.produce(world.found.names.full("state"), value, key, partition=shard)
+    producer.commit_transaction(10)
+    return row
+
+
+def test_a_shard_that_is_fenced_from_outside_starts_over_alone(world: World) -> None:
+    """Somebody else takes one transactional id, as a second owner would: that shard's task ends, its siblings run on."""
+    process = world.started()
+    trickle = Trickle(world)
+    trickle.start()
+    fenced_shard = 2
+    wait_for(lambda: len(world.ended(TIER)) > 5 * SHARDS, "work goes on")
+    fenced_ms = CLOCK.now_ms()
+    intruder = world.clients.shard_producer(fenced_shard)
+    intruder.init_transactions(10)
+    wait_for(lambda: len(process.said("shard.running")) == SHARDS + 1, "it runs again")
+    back = len(world.ended(TIER))
+    wait_for(lambda: len(world.ended(TIER)) > back + 5 * SHARDS, "all go on")
+    sent = trickle.stop()
+    world.check_keys(sent, TIER)
+    assert [line["shard"] for line in process.said("shard.fenced")] == [fenced_shard]
+    assert Counter(line["shard"] for line in process.said("shard.running"))[fenced_shard] == 2
+    times = written(world, "journal")
+    gaps = {shard: gap_ms(times[shard], fenced_ms, fenced_ms + START_OVER_MS) for shard in times}
+    assert (
+        max(gap for shard, gap in gaps.items() if shard != fenced_shard) < START_OVER_MS <= gaps[fenced_shard]
+    )
+
+
+def test_a_second_signal_ends_at_once_and_what_it_left_is_taken_up(world: World) -> None:
+    """Both arrive while it cannot act on the first."""
+    process = world.started(name="same")
+    world.publish(20)
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        process.popen.send_signal(number)
+    assert process.popen.wait(20) == INTERRUPTED
+    assert not process.said("scheduler.stopped")
+    other = world.started(name="same")
+    world.check(20)
+    other.popen.send_signal(signal.SIGINT)
+    assert other.popen.wait(20) == INTERRUPTED
+    assert other.said("scheduler.stopped")
 
 
 def test_bytes_that_are_no_trigger_become_a_dead_letter_and_the_next_record_flows(world: World) -> None:

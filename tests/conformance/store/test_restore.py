@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from laxity.streams.state.changelog import Row
+from laxity.streams.state import restore as restoring
+from laxity.streams.state.changelog import STATE_VERSION, Row
 from laxity.streams.state.restore import (
     COPY_AGE_MS_MAX,
     REREADS_MAX,
@@ -215,6 +216,21 @@ def test_a_restore_that_was_stopped_goes_on_where_it_was(store: Store) -> None:
     assert position(store) == Position(topic_id="id-1", next=4)
     assert restore(store, log, derive, now_ms=NOW_MS).rows == 3
     assert len(contents(store)) == 14
+
+
+def test_a_copy_that_another_state_version_derived_is_made_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its local rows, or those that a standby of an older release derived from newer rows, may mean something else."""
+    log = Log()
+    log.add(b"k", b"v")
+    restore(store, log, derive, now_ms=NOW_MS)
+    monkeypatch.setattr(restoring, "STATE_VERSION", STATE_VERSION + 1)
+    log.add(b"k2", b"v")
+    done = restore(store, log, derive, now_ms=NOW_MS)
+    assert "state version" in done.wiped
+    assert done.rows == 2
+    assert restore(store, log, derive, now_ms=NOW_MS).wiped == ""
 
 
 def test_the_position_is_a_number_of_its_own_topic(store: Store) -> None:
