@@ -9,6 +9,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from laxity.consumers.doors import Assignments, ConsumerFailed, Received
+from laxity.schemas.kafka_headers import Headers, HeadersUnreadable, headers_of
 
 BATCH_WAIT_S: Final = 0.0  # what has arrived already; `poll` did the waiting
 
@@ -112,5 +113,13 @@ def _received(message: Any) -> Received:
         timestamp_ms=message.timestamp()[1],
         key=message.key(),
         value=message.value(),
-        headers=tuple(message.headers() or ()),
+        headers=_headers(message),
     )
+
+
+def _headers(message: Any) -> Headers:
+    """None where the client cannot give them: a shard puts in nothing that it cannot."""
+    try:
+        return headers_of(message)
+    except HeadersUnreadable:
+        return ()

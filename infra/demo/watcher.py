@@ -11,6 +11,7 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from laxity.infra.demo.stories import TERMINAL, Seen, Sent
 from laxity.infra.demo.submission import HEADER
+from laxity.infra.inspect.reading import headers_of
 from laxity.schemas.contracts import open_codec
 from laxity.schemas.identity import positional_key, run_id_of, task_id_of
 from laxity.schemas.kafka import KafkaClients
@@ -132,7 +133,7 @@ class Watcher:
         try:
             if family == "events":
                 self._event(message)
-            elif _of_run(message.headers(), self._run):
+            elif _of_run(headers_of(message), self._run):
                 task_id, tenant = self._names_of(message)
                 self._trigger_or_letter(family, task_id, tier, tenant, message.timestamp()[1])
         except Undecodable as error:
@@ -166,5 +167,5 @@ class Watcher:
             )
 
 
-def _of_run(headers: Sequence[tuple[str, bytes | None]] | None, run: bytes) -> bool:
-    return any(name == HEADER and value == run for name, value in headers or ())
+def _of_run(headers: Sequence[tuple[str, bytes | None]], run: bytes) -> bool:
+    return any(name == HEADER and value == run for name, value in headers)
