@@ -33,6 +33,7 @@ from laxity.schemas.records import Dispatch, Outcome
 from laxity.schemas.serde import Codec
 from laxity.schemas.settings import Settings
 from laxity.schemas.timing import Clock, SystemClock
+from laxity.streams.ledger.servers import admit
 
 INTERRUPTED: Final = 130  # exit code of the second signal
 
@@ -59,6 +60,7 @@ def run_process(
     """
     if not where.redis_url:
         raise RunnerConfigError("no Redis address: set LAXITY_REDIS_URL, or start a stack with `laxity up`")
+    admit(where.redis_url, trusted=where.redis_trusted_version)
     clock = SystemClock()
     clients = KafkaClients(where, role="agents")
     codec = open_codec(where, clients=clients, clock=clock)

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
         default="", repr=False
     )  # with its path, such as http://127.0.0.1:8081/apis/ccompat/v7
     redis_url: str = Field(default="", repr=False)
+    redis_trusted_version: str = ""  # such as 7.0.15: its known holes are mended by the distribution
     provider_url: str = Field(default="", repr=False)
     prefix: str = PREFIX_DEFAULT
     kafka_config: Path | None = None  # file of librdkafka properties, one `key=value` a line

@@ -15,9 +15,9 @@ from laxity.infra.local.findings import Finding, Level
 from laxity.infra.local.java import find_java
 from laxity.infra.local.plan import StackPlan, make_plan
 from laxity.infra.local.redis_server import find_redis_server
-from laxity.infra.local.redis_versions import unpatched
 from laxity.infra.local.settings import StackSettings
 from laxity.infra.local.software import wanted_artifacts
+from laxity.streams.ledger.servers import unpatched
 
 DISK_BYTES_MIN = 2 << 30  # jars and registry take 0.4 GiB, Kafka's segments and logs grow beside them
 

@@ -1,36 +1,24 @@
 """The part of `laxity doctor` that asks servers: given ones, or those of the running stack."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 from laxity.infra.local.endpoints import Endpoints
 from laxity.infra.local.findings import Finding, Level
 from laxity.infra.local.probes import ANSWER_TIMEOUT_S, http_probe, kafka_probe, redis_probe
-from laxity.infra.local.redis_server import VERSION_MIN
-from laxity.infra.local.redis_versions import Version, unpatched
 from laxity.schemas.masking import masked
-from laxity.schemas.safety import is_loopback
+from laxity.streams.ledger.servers import judge
 
 
-def server_version(info: dict[str, Any]) -> tuple[str, Version]:
-    """Flavour and version from INFO server; Valkey also reports the Redis version that it is like."""
-    flavour = "valkey" if "valkey_version" in info else "redis"
-    numbers = [int(part) for part in str(info[f"{flavour}_version"]).split(".")[:3]]
-    return flavour, (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0)
-
-
-def judge_redis(url: str, info: dict[str, Any]) -> Finding:
+def judge_redis(url: str, info: dict[str, Any], *, trusted: str = "") -> Finding:
     """Too old is an error; unpatched is a warning on loopback and an error anywhere else."""
-    flavour, version = server_version(info)
-    shown = f"{flavour} {'.'.join(map(str, version))}"
-    if version[:2] < VERSION_MIN:
-        remedy = f"use {'.'.join(map(str, VERSION_MIN))} or newer"
-        return Finding(name="redis server", level=Level.ERROR, detail=f"{shown} is too old", remedy=remedy)
-    if reason := unpatched(flavour, version):
-        level = Level.WARN if is_loopback(url) else Level.ERROR
-        return Finding(name="redis server", level=level, detail=reason, remedy="upgrade it")
-    return Finding(name="redis server", level=Level.OK, detail=shown)
+    found = judge(url, info, trusted=trusted)
+    if not found.problem:
+        return Finding(name="redis server", level=Level.OK, detail=found.shown)
+    level = Level.ERROR if found.fatal else Level.WARN
+    return Finding(name="redis server", level=level, detail=found.problem, remedy="upgrade it")
 
 
 async def _redis_version(url: str) -> Finding:
@@ -39,7 +27,8 @@ async def _redis_version(url: str) -> Finding:
 
     client = Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
     try:
-        return judge_redis(url, dict(await client.info("server")))
+        trusted = os.environ.get("LAXITY_REDIS_TRUSTED_VERSION", "")
+        return judge_redis(url, dict(await client.info("server")), trusted=trusted)
     except NoPermissionError:
         detail = "this user may not ask for the version"
         return Finding(name="redis server", level=Level.WARN, detail=detail, remedy="ask as a scheduler")

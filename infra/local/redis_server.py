@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from laxity.infra.local.errors import StackError
+from laxity.streams.ledger.servers import VERSION_MIN
 
-VERSION_MIN = (6, 2)  # EVALSHA with the commands that our scripts use
 VERSION_TIMEOUT_S = 10
 _VERSION = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)", re.IGNORECASE)
 

@@ -19,6 +19,7 @@ from laxity.schemas.settings import Settings, SettingsError
 from laxity.schemas.timing import SystemClock
 from laxity.streams.ledger.limits import FLEET_PREFIX, Limits
 from laxity.streams.ledger.redis import RedisLedger
+from laxity.streams.ledger.servers import admit
 from laxity.streams.ledger.wakes import Wakes
 from laxity.streams.runtime.board import RedisBoard
 from laxity.streams.runtime.cluster import Cluster, ClusterError
@@ -28,6 +29,7 @@ from laxity.streams.runtime.health import HealthServer, application
 from laxity.streams.runtime.host import Host, Parts, Readers
 from laxity.streams.runtime.ledger_line import LedgerLine
 from laxity.streams.runtime.liveness import Liveness
+from laxity.streams.runtime.logs import Event, logger
 from laxity.streams.runtime.meter import Known, ShardMeter
 from laxity.streams.runtime.metrics import Metrics
 from laxity.streams.runtime.ownership import Premises, changelog_ids
@@ -55,6 +57,9 @@ class Assembly:
     def __init__(self, settings: Settings, knobs: HostSettings, config: Config) -> None:
         if not settings.redis_url:
             raise SettingsError("no Redis address: set LAXITY_REDIS_URL, or start a stack with `laxity up`")
+        server = admit(settings.redis_url, trusted=settings.redis_trusted_version)
+        if server is not None and server.problem:
+            logger().warning(Event.LEDGER_UNPATCHED, why=server.problem)
         self._settings, self._knobs, self._config = settings, knobs, config
         self._clock = SystemClock()
         self._clients = KafkaClients(settings, role="scheduler")

@@ -23,6 +23,7 @@ from laxity.schemas.timing import Millis, SystemClock
 from laxity.streams.effects import Record
 from laxity.streams.ledger.limits import Limits
 from laxity.streams.ledger.redis import RedisLedger
+from laxity.streams.ledger.wakes import ANY, Wakes
 from laxity.streams.ledger.wire import TIMEOUT_S
 from laxity.streams.runtime.cycle import Cycle, World
 from laxity.streams.runtime.inbox import Taken
@@ -138,7 +139,7 @@ class Shard(threading.Thread):
             url, limits=Limits.of(CONFIG), shards=town.shards, prefix=PREFIX, ttl_ms=TTL_MS
         )
         self.line = LedgerLine(self._ledger, CLOCK)
-        self._stopping = False
+        self._stopping, self._heard = False, set[str]()
         self.failure: BaseException | None = None
         state, keys = MemoryStore(), MemoryStore()
         self.core = Scheduler(
@@ -180,6 +181,12 @@ class Shard(threading.Thread):
             )
             self._changed.notify()
 
+    def hear(self, resource: str) -> None:
+        """The ledger has room there."""
+        with self._changed:
+            self._heard.add(resource)
+            self._changed.notify()
+
     def run(self) -> None:
         try:
             self._cycle.take_over()
@@ -193,14 +200,15 @@ class Shard(threading.Thread):
     def _turn(self) -> None:
         wake_ms = self.core.next_wakeup()
         wait_ms = WAIT_MS_MAX if wake_ms is None else min(WAIT_MS_MAX, wake_ms - CLOCK.now_ms())
+        pending = self._cycle.pending
         with self._changed:
-            if not self._inputs and wait_ms > 0 and not self._cycle.pending.lapsed:
+            if not (self._inputs or self._heard or pending.lapsed) and wait_ms > 0:
                 self._changed.wait(wait_ms / 1_000)
             records, self._inputs = self._inputs[:200], self._inputs[200:]
-        due = (
-            wait_ms <= 0 or (wake_ms is not None and wake_ms <= CLOCK.now_ms()) or self._cycle.pending.lapsed
-        )
-        if records or due or self._cycle.look_at_ledger():
+            heard, self._heard = self._heard, set()
+        pending.woken |= {name for name in heard if self.core.waits_for(name)}
+        due = wake_ms is not None and wake_ms <= CLOCK.now_ms()
+        if records or due or pending.woken or pending.lapsed or self._cycle.look_at_ledger():
             self._cycle.run(Taken(records=records, ranges=self._ranges(records)))
 
     def _ranges(self, records: Sequence[Record]) -> list[InputRange]:
@@ -372,6 +380,12 @@ class Town:
             trigger = Trigger(type="work", run_id=run_id, key="k", payload=b"{}", demands=demands)
             self.shard[shard_of(run_id, self.shards)].put("triggers.normal", trigger, run_id)
 
+    def hear(self, resource: str) -> None:
+        """From the ledger, to all shards of the process."""
+        if resource != ANY:
+            for shard in list(self.shard.values()):
+                shard.hear(resource)
+
     def why_since(self, at_ms: Millis) -> set[str]:
         """Reasons of refusals from then on."""
         return {reason for told_ms, reason in list(self.reasons) if told_ms >= at_ms}
@@ -393,6 +407,11 @@ def town(url: str, *, shards: int = 2, runners: int = 2, work_ms: Millis = 150) 
         for number in range(shards):
             made.shard[number] = Shard(made, number, url)
             stack.callback(made.shard[number].die)
-        for thread in (*made.runners.values(), *made.shard.values()):
+        wakes, stop = Wakes(url, prefix=PREFIX), threading.Event()
+        listener = threading.Thread(target=wakes.run, args=(made.hear, stop), name="wakes", daemon=True)
+        stack.callback(wakes.close)
+        stack.callback(listener.join, 10)
+        stack.callback(stop.set)
+        for thread in (*made.runners.values(), *made.shard.values(), listener):
             thread.start()
         yield made

@@ -35,7 +35,7 @@ local function integer(limit)
   local value = text()
   local number = string.find(value, '^%d+$') and #value <= 16 and tonumber(value)
   if not number or number > (limit or QUANTITY_MAX) then
-    error('LAXITY argument ' .. position .. ' is ' .. string.sub(value, 1, 40) .. ': must be an integer from 0 to ' .. (limit or QUANTITY_MAX))
+    error('LAXITY argument ' .. position .. ' must be an integer from 0 to ' .. (limit or QUANTITY_MAX)) -- and no caller's text in it
   end
   return number
 end

@@ -12,7 +12,7 @@ from laxity.infra.local.artifacts import load_lock
 from laxity.infra.local.broker import BROKER_SETTINGS, properties
 from laxity.infra.local.containers import KAFKA_IMAGE, REDIS_IMAGE, REGISTRY_IMAGE, broker_environment
 from laxity.infra.local.data_dir import DataDir, held, read_record, redis_password
-from laxity.infra.local.doctor_services import judge_redis, server_version
+from laxity.infra.local.doctor_services import judge_redis
 from laxity.infra.local.errors import ConfigurationError, StackError
 from laxity.infra.local.findings import Level
 from laxity.infra.local.java import JAVA_VERSION_MIN, Java
@@ -23,7 +23,6 @@ from laxity.infra.local.ports import parse_choice, settle_ports
 from laxity.infra.local.processes import stack_endpoints
 from laxity.infra.local.redis_server import configuration
 from laxity.infra.local.redis_server import parse_version as redis_version
-from laxity.infra.local.redis_versions import unpatched
 from laxity.infra.local.schema_registry import environment
 from laxity.infra.local.settings import StackSettings
 from laxity.schemas.safety import is_loopback
@@ -176,35 +175,13 @@ def test_redis_versions(text: str, parsed: tuple[str, tuple[int, int, int]] | No
 
 
 @pytest.mark.parametrize(
-    ("flavour", "version", "safe_from"),
-    [
-        ("redis", (7, 2, 10), "7.2.11"),
-        ("redis", (7, 2, 11), None),
-        ("redis", (7, 0, 15), "8.2.2"),
-        ("redis", (8, 4, 0), None),
-        ("valkey", (8, 1, 3), "8.1.4"),
-        ("valkey", (8, 0, 0), "8.0.6"),
-        ("valkey", (9, 0, 0), None),
-        ("valkey", (7, 3, 0), "8.1.4"),
-    ],
-)
-def test_patched_versions(flavour: str, version: tuple[int, int, int], safe_from: str | None) -> None:
-    reason = unpatched(flavour, version)
-    assert (f"take {safe_from} or newer" in reason) if safe_from else not reason
-
-
-def test_valkey_is_judged_by_its_own_version() -> None:
-    assert server_version({"redis_version": "7.2.4", "valkey_version": "9.1.2"}) == ("valkey", (9, 1, 2))
-
-
-@pytest.mark.parametrize(
     ("url", "version", "level"),
     [
         ("redis://127.0.0.1:6379/0", "7.0.15", Level.WARN),
         ("redis://localhost:6379/0", "7.0.15", Level.WARN),
         ("redis://:secret@10.0.0.7:6379/0", "7.0.15", Level.ERROR),
         ("redis://cache.example:6379/0", "7.0.15", Level.ERROR),
-        ("redis://cache.example:6379/0", "8.2.2", Level.OK),
+        ("redis://cache.example:6379/0", "8.2.6", Level.OK),
         ("redis://127.0.0.1:6379/0", "6.0.16", Level.ERROR),
     ],
 )
