@@ -10,9 +10,9 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from laxity.schemas import kafka_properties as p
@@ -21,6 +21,7 @@ from laxity.schemas.settings import Settings, SettingsError
 REPEAT_S = 30.0  # librdkafka says "Connection refused" every second for as long as a broker is away
 _HOST_CHARS_MAX = 64
 _number = itertools.count()
+Client = TypeVar("Client", Consumer, Producer, AdminClient)
 
 
 class KafkaClients:
@@ -89,7 +90,7 @@ class KafkaClients:
 
     def admin(self) -> AdminClient:
         """For provisioning and tools."""
-        return AdminClient(self._merge(p.COMMON), logger=self._log)
+        return _made(AdminClient, self._merge(p.COMMON), self._log)
 
     def consumer_properties(self, *tables: p.Table, group: str) -> dict[str, p.Value]:
         """What a consumer of that group gets."""
@@ -100,10 +101,11 @@ class KafkaClients:
         return self._merge(p.COMMON, p.PRODUCER, table, fixed=fixed)
 
     def _consumer(self, *tables: p.Table, group: str) -> Consumer:
-        return Consumer(self.consumer_properties(*tables, group=group) | self._callbacks, logger=self._log)
+        properties = self.consumer_properties(*tables, group=group) | self._callbacks
+        return _made(Consumer, properties, self._log)
 
     def _producer(self, table: p.Table, fixed: Mapping[str, p.Value]) -> Producer:
-        return Producer(self.producer_properties(table, fixed) | self._callbacks, logger=self._log)
+        return _made(Producer, self.producer_properties(table, fixed) | self._callbacks, self._log)
 
     def _merge(self, *tables: p.Table, fixed: Mapping[str, p.Value] | None = None) -> dict[str, Any]:
         host = socket.gethostname()[:_HOST_CHARS_MAX]
@@ -112,6 +114,14 @@ class KafkaClients:
             "client.id": f"laxity-{self._role}-{host}-{next(_number)}",
         }
         return p.merge(*tables, user=self._user, fixed=ours | dict(fixed or {}))
+
+
+def _made(kind: Callable[..., Client], properties: Mapping[str, Any], logger: logging.Logger) -> Client:
+    """SettingsError for what the client library will not take: a value of the user's, a certificate that cannot be read."""
+    try:
+        return kind(dict(properties), logger=logger)
+    except KafkaException as error:
+        raise SettingsError(f"Kafka properties: {error.args[0].str()}") from error
 
 
 def quiet_logger() -> logging.Logger:

@@ -40,4 +40,7 @@ def main() -> None:
 
     guard_tracebacks(mask())
     with errors_on_one_line():
-        build()(prog_name="laxity")
+        try:
+            build()(prog_name="laxity")
+        finally:
+            guard_tracebacks(mask())  # typer has put a hook of its own in its place

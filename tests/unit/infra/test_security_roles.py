@@ -23,7 +23,6 @@ SENT = {
     "multi",
     "exec",
     "subscribe",
-    "unsubscribe",
     "ping",
     "hset",
     "hgetall",
