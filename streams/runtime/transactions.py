@@ -191,7 +191,9 @@ class Transactions:
             self._disturbed = True
             raise FencedError(str(error)) from raised
         if producer.flush(FLUSH_S_MAX):
-            self._disturbed = True  # an abort drops what is on its way, and this producer's next records would be out of order
+            # An abort drops what waits for a retry as if it had never been written. If it had, this producer's next records have its
+            # sequence numbers, and the broker drops them as repeats and acknowledges them.
+            self._disturbed = True
         try:
             self._timely(producer.abort_transaction)
         except KafkaException as second:

@@ -18,10 +18,12 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from laxity.infra.local import Endpoints
 from laxity.infra.provision import provision
 from laxity.schemas import kafka_properties as tables
+from laxity.schemas import limits
 from laxity.schemas.config import load
 from laxity.schemas.kafka import KafkaClients
 from laxity.schemas.settings import settings
 from laxity.schemas.timing import SystemClock
+from laxity.streams.runtime import transactions
 from laxity.streams.runtime.cluster import Cluster
 from laxity.streams.runtime.transactions import AbortedError, DoubtfulError, Message, Transactions
 
@@ -53,8 +55,10 @@ class Bench:
         admin = self.clients.admin()  # named, so that it lives until the answer is there
         admin.create_topics([NewTopic(self.name, 1, -1)])[self.name].result(30)
 
-    def shard(self) -> Transactions:
-        fixed: dict[str, tables.Value] = {"transactional.id": self.name}
+    def shard(self, **more: tables.Value) -> Transactions:
+        fixed = {"transactional.id": self.name} | {
+            key.replace("_", "."): value for key, value in more.items()
+        }
         return Transactions(self.clients.producer_properties(tables.SHARD_PRODUCER, fixed), CLOCK)
 
     def message(self, value: bytes) -> Message:
@@ -156,6 +160,29 @@ def test_an_old_end_of_transaction_does_nothing_to_a_shard(bench: Bench) -> None
     shard.close()
     consumer.close()
     assert bench.committed() == [b"first", b"second", b"third"]
+
+
+def test_what_was_written_but_not_acknowledged_before_an_abort_hides_nothing_that_comes_after(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer that goes on gives the next records the sequence numbers of these: the broker drops them as repeated, and acknowledges them."""
+    monkeypatch.setattr(
+        transactions, "FLUSH_S_MAX", 2.0
+    )  # long enough to be written, too short for the retry
+    late = {"retry_backoff_ms": 4_000, "retry_backoff_max_ms": 4_000}
+    consumer, shard = bench.clients.reader("shard"), bench.shard(**late, metadata_recovery_strategy="none")
+    shard.commit([bench.message(b"first")], (), None)
+    bench.hold(Hold(api_key=PRODUCE, hold_ms=0, drop_after_ms=20, part=bench.name.encode()))
+    too_large = bench.message(bytes(limits.RECORD_BYTES_MAX + 1))
+    with pytest.raises(AbortedError):
+        shard.commit([bench.message(b"second"), too_large], (), None)
+    assert bench.held()[0].answer is not None, "it is not written"
+    assert bench.held()[0].retried_ms is None, "it was acknowledged in the end: no evidence"
+    offsets = [TopicPartition(bench.name, 0, 1)]
+    shard.commit([bench.message(b"third")], offsets, consumer.consumer_group_metadata())
+    shard.close()
+    consumer.close()
+    assert bench.committed() == [b"first", b"third"]
 
 
 @pytest.mark.parametrize("api_key", [END_TXN, ADD_PARTITIONS_TO_TXN, PRODUCE, TXN_OFFSET_COMMIT])
