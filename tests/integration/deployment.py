@@ -117,12 +117,7 @@ class World:
     ) -> Process:
         name = name or f"p{len(self.processes)}"
         log = log or self.root / f"{name}-{len(self.processes)}.log"
-        env = os.environ | {
-            "LAXITY_KAFKA": self.found.kafka,
-            "LAXITY_REGISTRY_URL": self.found.registry_url,
-            "LAXITY_REDIS_URL": self.found.redis_url,
-            "LAXITY_PREFIX": self.found.prefix,
-            "LAXITY_CONFIG": str(self.config_file),
+        env = self._env() | {
             "LAXITY_SCHEDULER_STATE_DIR": str(state or self.root / name),
             "LAXITY_SCHEDULER_ACCEPT_SKIP": skip,
             "CRASHPOINT": crash,
@@ -133,6 +128,15 @@ class World:
             popen = subprocess.Popen([sys.executable, "-m", "laxity.streams.runtime"], env=env, stderr=out)
         self.processes.append(Process(popen, log))
         return self.processes[-1]
+
+    def _env(self) -> dict[str, str]:
+        return os.environ | {
+            "LAXITY_KAFKA": self.found.kafka,
+            "LAXITY_REGISTRY_URL": self.found.registry_url,
+            "LAXITY_REDIS_URL": self.found.redis_url,
+            "LAXITY_PREFIX": self.found.prefix,
+            "LAXITY_CONFIG": str(self.config_file),
+        }
 
     def started(self, **how: Any) -> Process:
         process = self.start(**how)
@@ -194,6 +198,13 @@ class World:
             for moved in (moved for entry in mine for moved in entry.inputs):
                 assert moved.first == reached[moved.topic], f"shard {shard}: {moved}"
                 reached[moved.topic] = moved.next
+
+    def replay(self, shard: int) -> None:
+        """The shard's journal, decided again, has the same effects."""
+        command = [sys.executable, "-m", "laxity.infra.cli", "state", "replay", str(shard)]
+        subprocess.run(
+            [*command, "--config", str(self.config_file)], env=self._env(), check=True, capture_output=True
+        )
 
     def stop(self) -> None:
         for process in self.processes:

@@ -11,10 +11,13 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from integration.deployment import CLOCK, SHARDS, Process, World, deployed, wait_for
 from integration.trickle import TIER, Trickle, Watcher, gap_ms, written
 
 from laxity.infra.local import Endpoints
+from laxity.schemas.kafka import KafkaClients
+from laxity.streams.runtime.sources import ANCHOR
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -27,6 +30,7 @@ STAYING_MS = (
 KILLED_MS = SESSION_MS + 3_000
 SURVIVOR_MS = 3_000  # of a shard whose process was not killed
 PROTOCOLS = ["classic", "consumer"]
+STORM_MS, STORM_EVERY_MS = 30_000, 2_000
 AFTER_MS = 1_500  # of steady work before and after what is measured
 
 
@@ -156,3 +160,53 @@ def test_a_killed_process_is_replaced_after_its_session_and_the_others_shards_go
     assert max(journal[0][1][shard] for shard in span.moved) <= KILLED_MS
     for found in (journal, events):
         assert max(gap for shard, gap in found[0][1].items() if shard not in span.moved) <= SURVIVOR_MS
+
+
+@pytest.mark.slow
+def test_a_storm_of_rebalances_loses_and_doubles_nothing(run: Run) -> None:
+    """Every two seconds a member that does nothing with its shards joins or leaves, while two processes work."""
+    a, b = run.started(), run.started()
+    run.balanced(a, b)
+    run.trickle.start()
+    for _ in range(STORM_MS // (2 * STORM_EVERY_MS)):
+        idle = _IdleMember(run.world, run.protocol)
+        wait_for(lambda: idle.has_shards(), "it is given a shard")  # noqa: B023, PLW0108
+        steady(STORM_EVERY_MS)
+        idle.leave()
+        steady(STORM_EVERY_MS)
+    run.balanced(a, b)
+    steady()
+    sent = run.trickle.stop()
+    run.world.check_keys(sent, TIER)
+    moves = [line for process in (a, b) for line in process.said("shard.granted")]
+    assert len(moves) > SHARDS + STORM_MS // (2 * STORM_EVERY_MS), "shards really moved"
+    assert not [line for process in (a, b) for line in process.said("scheduler.failed")]
+    for shard in range(SHARDS):
+        run.world.replay(shard)
+
+
+class _IdleMember:
+    """Of the schedulers' group; it takes shards and lets them lie."""
+
+    def __init__(self, world: World, protocol: str) -> None:
+        env = {"LAXITY_KAFKA__GROUP__PROTOCOL": protocol} if protocol == "consumer" else {}
+        self._consumer = KafkaClients(world.found, role="idle", env=env).urgent_consumer()
+        self._shards: set[int] = set()
+        self._consumer.subscribe(
+            [world.found.names.full(ANCHOR)], on_assign=self._assigned, on_revoke=self._revoked
+        )
+
+    def has_shards(self) -> bool:
+        self._consumer.poll(0.05)
+        return bool(self._shards)
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._shards |= {at.partition for at in partitions}
+        consumer.incremental_assign([])
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._shards -= {at.partition for at in partitions}
+        consumer.incremental_unassign([])
+
+    def leave(self) -> None:
+        self._consumer.close()
