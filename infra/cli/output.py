@@ -37,12 +37,17 @@ class CommandError(Exception):
         """For example: port 9092 for kafka is taken (another program listens there). Try: laxity up."""
         text = f"{self.what} ({self.why})" if self.why else self.what
         text = f"{text}. Try: {self.next_step}" if self.next_step else text
-        return " ".join(text.split())
+        return shown(" ".join(text.split()))
 
 
 def mask() -> Mask:
     """Of this command's own secrets: whatever it prints goes through it."""
     return mask_of(os.environ)
+
+
+def shown(text: str) -> str:
+    """Nothing that drives a terminal, wherever the text is from: what cannot be printed stands as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(document: Any) -> None:
@@ -54,12 +59,15 @@ def print_json(document: Any) -> None:
 
 def note(text: str) -> None:
     """A line for people, on stderr, so that stdout stays what the command is for."""
-    sys.stderr.write(mask()(text) + "\n")
+    sys.stderr.write(shown(mask()(text)) + "\n")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as their longest cell, on stdout; plain text, so that it can be piped."""
-    cells = [tuple(headers), *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
+    cells = [
+        tuple(headers),
+        *(tuple("-" if cell is None else shown(str(cell)) for cell in row) for row in rows),
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     hide = mask()
     for row in cells:

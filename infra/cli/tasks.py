@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laxity.infra.cli.inspecting import Session, SinceOption, one_of, session
-from laxity.infra.cli.output import CommandError, ExitCode, note, print_json, print_table
+from laxity.infra.cli.output import CommandError, ExitCode, note, print_json, print_table, shown
 from laxity.infra.cli.stack import DataDirOption, JsonOption
 
 if TYPE_CHECKING:
@@ -198,4 +198,4 @@ def story_lines(story: Story, letters: list[Letter], now_ms: int) -> list[str]:
         f"{instant(remark.at_ms)}  ({remark.kind}) {plain(remark.code)} {plain(remark.detail)}".rstrip()
         for remark in story.remarks
     ]
-    return found
+    return [shown(line) for line in found]
