@@ -154,7 +154,7 @@ class Shard(threading.Thread):
         world = World(
             shard=number,
             stores=Stores(state=state, keys=keys, topic_ids={"state": "s", "keys": "k"}),
-            transactions=Played(town, number),  # type: ignore[arg-type]
+            transactions=Played(town, number),
             outbox=Outbox(prefix=PREFIX, shard=number, codec=CODEC),
             line=self.line,
             group_metadata=lambda: None,

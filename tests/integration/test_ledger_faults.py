@@ -14,7 +14,7 @@ import pytest
 from chaos.flow import CLEAR, Weather
 from chaos.one_redis import CLOCK, Server, running, until
 from chaos.proxy import Edge, Proxy
-from chaos.town import PREFIX, TTL_MS, Town, town
+from chaos.town import PREFIX, TTL_MS, Run, Town, town
 
 from laxity.streams.ledger.scripts import channel, keys
 from laxity.streams.ledger.wakes import ANY, GONE_MS, PATIENCE_S, QUIET_MS, RECONNECT_S, Wakes
@@ -39,8 +39,8 @@ class Scene:
 
     def begins_again(self, from_ms: int) -> int:
         """How long after that moment the first work began."""
-        first = until(lambda: self.town.diary.begun_after(from_ms), "work begins again")[0]
-        return first.began_ms - from_ms
+        runs: list[Run] = until(lambda: self.town.diary.begun_after(from_ms), "work begins again")
+        return runs[0].began_ms - from_ms
 
     def lines_are_silent(self) -> bool:
         """Every shard knows that the ledger does not answer."""
@@ -70,7 +70,7 @@ def at_work(folder: Path, *, shards: int = 2, work_ms: int = 150, tasks: int = 6
             edge.turn(CLEAR)
 
 
-Act = Callable[[Scene], None]
+Act = Callable[[Scene], object]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ def thaw(scene: Scene) -> None:
     scene.server.thaw()
 
 
+def refuse(scene: Scene) -> None:
+    scene.edge.turn(Weather(accepts=False))
+    scene.edge.cut()
+
+
 FAULTS = {
     "flushed": Fault(flush, forgets=True),
     "killed, its file lost": Fault(kill, start_anew, lasts_ms=1_500, forgets=True),
@@ -132,13 +137,9 @@ FAULTS = {
     ),
     "deaf": Fault(lambda s: s.edge.turn(Weather(up=False)), lambda s: s.edge.turn(CLEAR), lasts_ms=3_000),
     "mute": Fault(lambda s: s.edge.turn(Weather(down=False)), lambda s: s.edge.turn(CLEAR), lasts_ms=3_000),
-    "refusing": Fault(
-        lambda s: (s.edge.turn(Weather(accepts=False)), s.edge.cut())[0],
-        lambda s: s.edge.turn(CLEAR),
-        lasts_ms=2_000,
-    ),
-    "half-open": Fault(lambda s: [s.edge.strand()].clear()),
-    "reset": Fault(lambda s: [s.edge.cut()].clear()),
+    "refusing": Fault(refuse, lambda s: s.edge.turn(CLEAR), lasts_ms=2_000),
+    "half-open": Fault(lambda s: s.edge.strand()),
+    "reset": Fault(lambda s: s.edge.cut()),
 }
 QUICK = ("flushed", "killed, its file lost", "frozen", "half-open")
 

@@ -1,6 +1,7 @@
 """Processes that race on one real ledger give, in the order of its decisions, exactly the answers of the twin."""
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def race(folder: Path, ops: int, patience_s: int) -> dict[str, Any]:
     with running(folder / "redis", "--appendonly", "no") as server:
         done = subprocess.run(
             [*command, server.url],
-            env={"PYTHONPATH": str(tests)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             timeout=patience_s,
