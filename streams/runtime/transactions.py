@@ -22,7 +22,6 @@ from laxity.streams.runtime.codes import FENCED, error_of
 from laxity.streams.runtime.crashpoints import reach
 
 CALL_S_MAX = 2.0  # a commit or abort that takes longer may still be under way when the next one begins
-FLUSH_S_MAX = 0.2  # before an abort, usually of a rebalance: a new producer takes as long
 INIT_S_MAX = 10.0  # init waits for the previous transaction of this id to end, at most its timeout of 5 s
 # librdkafka sends a commit again by itself when the coordinator's connection is lost, and only its log tells of it: error_cb does not.
 TELLING: Mapping[str, object] = {"log.connection.close": True, "log_level": 6}
@@ -187,24 +186,22 @@ class Transactions:
     def _abort(self, producer: Producer, raised: Exception) -> NoReturn:
         """Before the commit was asked for: it surely did not happen, however the abort goes."""
         error = error_of(raised) if isinstance(raised, KafkaException) else None
+        # The client drops what waits for a retry as if it had never been written. If it had, this producer's next records would have its
+        # sequence numbers, and the broker would drop them as repeats and acknowledge them.
+        self._disturbed = True
         if error is not None and error.code() in FENCED:
-            self._disturbed = True
             raise FencedError(str(error)) from raised
-        if producer.flush(FLUSH_S_MAX):
-            # An abort drops what waits for a retry as if it had never been written. If it had, this producer's next records have its
-            # sequence numbers, and the broker drops them as repeats and acknowledges them.
-            self._disturbed = True
         try:
-            self._timely(producer.abort_transaction)
+            producer.abort_transaction(CALL_S_MAX)
         except KafkaException as second:
-            self._disturbed = True
             if error_of(second).code() in FENCED:
                 raise FencedError(str(second)) from raised
         raise AbortedError(str(raised)) from raised
 
     def _end(self, producer: Producer) -> None:
+        begun_ms: Millis = self._clock.monotonic_ms()
         try:
-            self._timely(producer.commit_transaction)
+            producer.commit_transaction(CALL_S_MAX)
             producer.poll(0)
         except KafkaException as raised:
             error = error_of(raised)
@@ -213,11 +210,6 @@ class Transactions:
             self._disturbed = True
             kind = FencedError if error.code() in FENCED else DoubtfulError
             raise kind(f"commit_transaction: {error}") from raised
-
-    def _timely(self, end: Callable[[float], None]) -> None:
-        """Commit or abort; one that was slow may have been sent twice."""
-        begun_ms: Millis = self._clock.monotonic_ms()
-        end(CALL_S_MAX)
         if self._clock.monotonic_ms() - begun_ms > CALL_S_MAX * 1000:
             self._disturbed = True
 

@@ -30,9 +30,7 @@ class Broker:
     inits_that_wait: int = 0
     commits: list[int] = field(default_factory=list)
     refuses_produce: bool = False
-    abort_fails: bool = False
-    end_takes_ms: int = 0
-    on_their_way: int = 0
+    commit_takes_ms: int = 0
     clock: ManualClock = field(default_factory=ManualClock)
 
     def producer(self, _properties: dict[str, object]) -> FakeProducer:
@@ -59,16 +57,10 @@ class FakeProducer:
 
     def begin_transaction(self) -> None: ...
 
-    def flush(self, _timeout_s: float) -> int:
-        return self._broker.on_their_way
-
-    def abort_transaction(self, _timeout_s: float) -> None:
-        self._broker.clock.advance(self._broker.end_takes_ms)
-        if self._broker.abort_fails:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer", retriable=True))
+    def abort_transaction(self, _timeout_s: float) -> None: ...
 
     def commit_transaction(self, _timeout_s: float) -> None:
-        self._broker.clock.advance(self._broker.end_takes_ms)
+        self._broker.clock.advance(self._broker.commit_takes_ms)
         self._broker.commits.append(self._broker.inits)
 
     def poll(self, _timeout_s: float) -> None: ...
@@ -85,41 +77,26 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     return made
 
 
-def aborted(broker: Broker, *, smoothly: bool = False) -> Transactions:
+def aborted(broker: Broker) -> Transactions:
     shard = Transactions({}, broker.clock)
     shard.fence()
-    broker.refuses_produce, broker.abort_fails = True, not smoothly
+    broker.refuses_produce = True
     with pytest.raises(AbortedError):
         shard.commit(MESSAGES, OFFSETS, "member")
-    broker.refuses_produce = broker.abort_fails = False
+    broker.refuses_produce = False
     return shard
 
 
-@pytest.mark.parametrize("offsets", [OFFSETS, []])
-def test_after_a_smooth_abort_the_producer_goes_on(broker: Broker, offsets: list[TopicPartition]) -> None:
-    aborted(broker, smoothly=True).commit(MESSAGES, offsets, "member")
-    assert broker.commits == [1]
-
-
-def test_an_abort_that_drops_records_on_their_way_costs_the_producer(broker: Broker) -> None:
-    """Else its next records would skip sequence numbers, and the batch after the abort would be aborted, too."""
-    broker.on_their_way = 1
-    aborted(broker, smoothly=True).commit(MESSAGES, OFFSETS, "member")
-    assert broker.commits == [2]
-
-
-def test_a_commit_or_abort_that_was_slow_may_still_be_under_way_so_the_next_producer_is_new(
-    broker: Broker,
-) -> None:
-    broker.end_takes_ms = int(CALL_S_MAX * 1000) + 1
-    shard = aborted(broker, smoothly=True)
+def test_a_commit_that_was_slow_may_still_be_under_way_so_the_next_producer_is_new(broker: Broker) -> None:
+    shard = Transactions({}, broker.clock)
+    shard.fence()
+    broker.commit_takes_ms = int(CALL_S_MAX * 1000) + 1
     for _ in range(2):
         shard.commit(MESSAGES, OFFSETS, "member")
-    assert broker.commits == [2, 3]
-    broker.end_takes_ms = 0
-    shard.commit(MESSAGES, OFFSETS, "member")
-    shard.commit(MESSAGES, OFFSETS, "member")
-    assert broker.commits == [2, 3, 4, 4]
+    broker.commit_takes_ms = 0
+    for _ in range(2):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    assert broker.commits == [1, 2, 3, 3]
 
 
 def test_with_offsets_the_group_protects_a_replacement(broker: Broker) -> None:
@@ -140,7 +117,7 @@ def test_a_replacement_that_waits_for_its_broker_ends_with_the_ownership(broker:
     stopping: list[bool] = []
     shard = Transactions({}, broker.clock)
     shard.fence(lambda: bool(stopping))
-    broker.refuses_produce = broker.abort_fails = True
+    broker.refuses_produce = True
     with pytest.raises(AbortedError):
         shard.commit(MESSAGES, OFFSETS, "member")
     stopping.append(True)
