@@ -15,7 +15,7 @@ from laxity.streams.ledger.decisions import Decision
 from laxity.streams.ledger.limits import CONFIG_RETRY_MS, LEASE_TTL_MS, USED_MAX, Limits, RateLimit
 from laxity.streams.ledger.pages import all_of
 from laxity.streams.ledger.protocol import Answer, Call, Claim, Exchange, Live, Reconciled, Report
-from laxity.streams.ledger.scripts import channel, keys
+from laxity.streams.ledger.scripts import DECISIONS, channel, keys
 from laxity.streams.ledger.vetting import (
     vet_amount,
     vet_amounts,
@@ -55,7 +55,7 @@ class RedisLedger:
         self._wire = Wire(url, timeout_s=timeout_s)
         self._limits = limits
         self._shards, self._ttl_ms, self._clock = shards, ttl_ms, clock
-        self._keys, self._channel = keys(prefix), channel(prefix)
+        self._keys, self._channel = {name: keys(prefix, name) for name in DECISIONS}, channel(prefix)
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -149,7 +149,7 @@ class RedisLedger:
             now = SERVER_TIME if self._clock is None else self._clock.now_ms()
             common = (now, run_id, self._channel, self._ttl_ms, self._shards)
             return [
-                (name, (len(self._keys), *self._keys, *common, *arguments))
+                (name, (len(self._keys[name]), *self._keys[name], *common, *arguments))
                 for name, arguments in decision.steps
             ]
 

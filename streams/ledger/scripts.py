@@ -54,6 +54,11 @@ _TABLES: Final = (
     "epoch", "owners", "reports", "reservations", "leases", "held", "reaped", "tombstones",
     "used", "buckets", "runners", "alive", "idle", "fleets", "waiting",
 )  # fmt: skip
+_OF_SHARDS: Final = frozenset(
+    {"owners", "held", "reaped", "tombstones"}
+)  # no decision of a runner touches them
+_OF_RUNNERS: Final = frozenset({"register", "deregister", "claim", "renew", "call", "release"})
+_NOTHING: Final = "nothing"  # a table that never exists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +77,13 @@ def script(decision: str) -> Script:
     return Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def keys(prefix: str) -> tuple[str, ...]:
-    """The ledger's keys in the order of base.lua, under one hash tag: a Redis Cluster keeps them together."""
-    return tuple(f"{prefix}{{ledger}}:{table}" for table in _TABLES)
+def keys(prefix: str, decision: str = "") -> tuple[str, ...]:
+    """The ledger's keys in the order of base.lua, under one hash tag: a Redis Cluster keeps them together.
+
+    A runner's decision gets those of shards replaced by one that does not exist: so its user needs no rights on them.
+    """
+    hidden = _OF_SHARDS if decision in _OF_RUNNERS else frozenset[str]()
+    return tuple(f"{prefix}{{ledger}}:{_NOTHING if table in hidden else table}" for table in _TABLES)
 
 
 def channel(prefix: str) -> str:

@@ -194,6 +194,8 @@ def test_redis_refuses_everything_else(role: str, made: Deployment, redis_admin:
     redis_admin.hset("foreign-hash", "x", "1")
     client: Any = redis.Redis.from_url(made.redis.url(made.role(role).user, made.password(role)))
     acts_of_agents = [
+        ("HSET", f"{PREFIX}{{ledger}}:owners", "0", "99"), ("ZADD", f"{PREFIX}{{ledger}}:held", "0", "x"),
+        ("ZREM", f"{PREFIX}{{ledger}}:reaped", "x"), ("ZADD", f"{PREFIX}{{ledger}}:tombstones", "0", "x"),
         ("HSET", f"{PREFIX}scheduler.live", "x", "1"), ("HGETALL", f"{PREFIX}scheduler.live"), ("SUBSCRIBE", f"{PREFIX}woken"),
     ]  # fmt: skip
     with client:
