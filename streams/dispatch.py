@@ -197,6 +197,13 @@ def _windows(admission: Admission, passed: Mapping[bytes, int], refused: set[byt
     return windows
 
 
+def without_lost_lanes(admission: Admission, ready: ReadyTable) -> Admission:
+    """Lanes that were forgotten have no window either."""
+    if len(admission.windows) <= len(ready):
+        return admission
+    return replace(admission, windows={lane: n for lane, n in admission.windows.items() if lane in ready})
+
+
 def _dispatch(batch: Batch, nomination: Nomination, grant: Grant) -> None:
     task_id, row = nomination.task_id, nomination.row
     row = batch.move(

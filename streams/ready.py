@@ -4,11 +4,13 @@ A lane is a set of resources. When a resource refuses the head of a lane the who
 waiting task, and lanes that do not need the resource go on. Keyed slots (`account:acme`) are too many for lanes: a task refused
 by one leaves its lane alone and waits under that key.
 
-Memory holds a bounded front per lane and tier. It changes only in `apply`, after the commit, from the writes themselves.
+Memory holds a bounded front per lane and tier. It changes only in `apply`, after the commit, from the writes themselves. A lane is
+forgotten once it stands empty and there are many: what tasks ask for is up to their senders, and must not add up for ever.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush, merge
 from itertools import islice
@@ -22,12 +24,14 @@ from laxity.streams.state.store import Store, Write
 _PREFIX = len(keys.READY) + keys.LANE_BYTES + 1
 _POSITION_STEP = 512  # tombstones a restart may have to walk over per lane and tier
 TIERS = 5
+LANES_KEPT = 512  # more than a deployment has in use; beyond it lanes that stand empty are forgotten, the longest first
+FORGET_MAX = 32  # per batch: each takes a read per tier
 
 
 class Lane:
     """Tasks that need the same resources."""
 
-    __slots__ = ("fronts", "id", "resources")
+    __slots__ = ("fronts", "id", "parked", "resources")
 
     def __init__(
         self, store: Store, lane: bytes, resources: tuple[str, ...], positions: dict[bytes, bytes]
@@ -36,6 +40,11 @@ class Lane:
         self.resources = resources
         prefixes = [keys.ready_prefix(lane, tier) for tier in range(TIERS)]
         self.fronts = [Front(store, p, positions.get(p, b"")) for p in prefixes]
+        self.parked = 0  # tasks of it that wait for a keyed slot
+
+    def is_empty(self) -> bool:
+        """Nothing waits here, nor will come back here."""
+        return not self.parked and all(next(iter(front), None) is None for front in self.fronts)
 
 
 class Pending:
@@ -68,6 +77,10 @@ class ReadyTable:
         self._lanes: dict[bytes, Lane] = {}
         self._stored: dict[bytes, bytes] = {}
         self._popped: dict[bytes, int] = {}
+        self._left: dict[
+            bytes, None
+        ] = {}  # lanes that something has left, the longest ago first: they may be empty
+        self._parking: Counter[bytes] = Counter()  # of the batch under way, by lane
 
     def load(self) -> None:
         """Read the lanes and positions; put every task that waited for a keyed slot back into its lane."""
@@ -75,13 +88,14 @@ class ReadyTable:
         positions = self._store.scan(keys.POSITION, keys.POSITION + keys.MAX_KEY)
         self._stored = {key[1:]: value for key, value in positions}
         self._popped = {}
-        self._lanes = {}
+        self._lanes, self._left = {}, {}
         for key, text in list(self._store.scan(keys.LANE, keys.LANE + keys.MAX_KEY)):
             self._add_lane(key[1:], tuple(text.decode().split("\x00")))
 
     def _add_lane(self, lane: bytes, resources: tuple[str, ...]) -> Lane:
         if lane not in self._lanes:
             self._lanes[lane] = Lane(self._store, lane, resources, self._stored)
+            self._left[lane] = None
         return self._lanes[lane]
 
     def _unpark_all(self) -> None:
@@ -129,8 +143,38 @@ class ReadyTable:
         prefix = keys.parked_prefix(keyed)
         return next(iter(self._store.scan(prefix, prefix + keys.MAX_KEY)), None) is not None
 
-    def positions(self, writes: Sequence[Write]) -> list[Write]:
-        """Positions to store with these writes: lowered by inserts below, raised now and then behind the pops."""
+    def housekeeping(self, writes: Sequence[Write]) -> list[Write]:
+        """What to store with these writes besides: positions, and the end of lanes that nobody uses."""
+        self._parking = self._parked_by(writes)
+        return self._positions(writes) + self._forgotten(writes)
+
+    def _parked_by(self, writes: Sequence[Write]) -> Counter[bytes]:
+        """How many tasks more wait for keyed slots, by lane. A delete may name what is not there."""
+        found: Counter[bytes] = Counter()
+        there: dict[bytes, bool] = {}
+        for key, value in writes:
+            if key[:1] == keys.PARKED:
+                before = there[key] if key in there else self._store.get(key) is not None
+                there[key] = value is not None
+                found[_lane_of(keys.ready_of_parked(key))] += there[key] - before
+        return found
+
+    def _forgotten(self, writes: Sequence[Write]) -> list[Write]:
+        if len(self._lanes) <= LANES_KEPT:
+            return []
+        used = {_lane_of(key) for key, value in writes if key[:1] == keys.READY and value is not None}
+        used |= {lane for lane, more in self._parking.items() if more > 0}
+        found: list[Write] = []
+        for lane in list(islice(self._left, min(FORGET_MAX, len(self._lanes) - LANES_KEPT))):
+            if lane in used or not self._lanes[lane].is_empty():
+                del self._left[lane]  # when something leaves it again, it is looked at again
+                continue
+            prefixes = [keys.ready_prefix(lane, tier) for tier in range(TIERS)]
+            found += [(keys.LANE + lane, None), *((keys.POSITION + p, None) for p in prefixes)]
+        return found
+
+    def _positions(self, writes: Sequence[Write]) -> list[Write]:
+        """Lowered by inserts below, raised now and then behind the pops."""
         lowest: dict[bytes, bytes] = {}
         for key, value in writes:
             if key[:1] != keys.READY:
@@ -157,20 +201,54 @@ class ReadyTable:
         return min(bound, lowest.get(prefix, bound))
 
     def apply(self, writes: Iterable[Write]) -> None:
-        """Committed writes."""
+        """Committed writes, of which `housekeeping` was told."""
         for key, value in writes:
             if key[:1] == keys.LANE and value is not None:
                 self._add_lane(key[1:], tuple(value.decode().split("\x00")))
+            elif key[:1] == keys.LANE:
+                self._forget(key[1:])
             elif key[:1] == keys.POSITION and value is not None:
                 self._stored[key[1:]] = value
         for key, value in writes:
-            if key[:1] == keys.READY:
-                front = self._lanes[key[1 : 1 + keys.LANE_BYTES]].fronts[key[_PREFIX - 1]]
-                front.remove(key) if value is None else front.insert(key, value)
+            if key[:1] != keys.READY:
+                continue
+            front = self._lanes[_lane_of(key)].fronts[key[_PREFIX - 1]]
+            if value is None:
+                front.remove(key)
+                self._leave(_lane_of(key))
+            else:
+                front.insert(key, value)
+        for lane, more in self._parking.items():
+            self._lanes[lane].parked += more
+            self._leave(lane)
+        self._parking = Counter()
+
+    def _leave(self, lane: bytes) -> None:
+        self._left.pop(lane, None)
+        self._left[lane] = None
+
+    def _forget(self, lane: bytes) -> None:
+        self._lanes.pop(lane, None)
+        self._left.pop(lane, None)
+        for prefix in (keys.ready_prefix(lane, tier) for tier in range(TIERS)):
+            self._stored.pop(prefix, None)
+            self._popped.pop(prefix, None)
+
+    def __contains__(self, lane: bytes) -> bool:
+        """Whether the lane is known."""
+        return lane in self._lanes
+
+    def __len__(self) -> int:
+        """Lanes that are known."""
+        return len(self._lanes)
 
     def resources(self) -> set[str]:
         """Resources that some lane needs."""
         return {name for lane in self._lanes.values() for name in lane.resources}
+
+
+def _lane_of(ready: bytes) -> bytes:
+    return ready[len(keys.READY) : len(keys.READY) + keys.LANE_BYTES]
 
 
 class Nominee(NamedTuple):

@@ -240,7 +240,7 @@ class Scheduler:
         before, self._row = self._row, opened.row
         self._ready.apply(opened.local)
         self._timers.apply(opened.local)
-        self._admission = opened.admission
+        self._admission = dispatch.without_lost_lanes(opened.admission, self._ready)
         self._leases += sum(
             1 if value is not None else -1 for key, value in opened.local if key[:1] == keys.LEASED
         )
@@ -313,7 +313,7 @@ class Scheduler:
             *self._tables.index_writes(),
             *(opened.cycle.local if opened.cycle else ()),
         ]
-        local += self._ready.positions(local)
+        local += self._ready.housekeeping(local)
         outputs = opened.work.outputs
         outputs.append(journal.sealed(self._place, entry, state, ended, outputs))
         opened.row, opened.local = row, local

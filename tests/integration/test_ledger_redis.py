@@ -105,6 +105,17 @@ def test_scripts_are_loaded_again_when_the_server_forgot_them(ledger: RedisLedge
     assert ledger.claim(reservation_id="a:0:1", runner="r").verdict == "claimed"
 
 
+def test_a_transaction_is_carried_out_once_though_the_server_knows_half_of_its_scripts(
+    ledger: RedisLedger, server: Server, admin: Any
+) -> None:
+    """The commands of a transaction are not undone because one of them is not known."""
+    admin.script_flush()
+    with ledger_at(server) as other:
+        settle = [Settle(reservation_id="x:0:1", used={}, unclaimed=False)]
+        before = say(other, settles=settle).sequence
+        assert say(other, ask("a:0:1", hot=1), settles=settle).sequence == before + 3, "settle, reserve, reap"
+
+
 def test_a_short_lease_lapses_by_the_servers_clock(server: Server, admin: Any) -> None:
     with ledger_at(server, ttl_ms=50) as ledger:
         begin(ledger)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from builders import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +49,7 @@ class Model:
         for name in gone:
             writes += [(index.ready_key(both[name]), None)]
         self.check(writes, {n: t for n, t in both.items() if n not in gone})
-        local = [*writes, *self.table.positions(writes)]
+        local = [*writes, *self.table.housekeeping(writes)]
         if not commit:
             self.check([], self.tasks)
             return
@@ -79,12 +80,17 @@ BATCH = st.tuples(
 )
 
 
-@given(st.lists(BATCH, max_size=12))
+@pytest.mark.parametrize("lanes_kept", [0, ready.LANES_KEPT])
+@given(batches=st.lists(BATCH, max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_the_order_is_that_of_a_sorted_list(
-    batches: list[tuple[list[tuple[int, int, int]], int, str]],
+    lanes_kept: int, batches: list[tuple[list[tuple[int, int, int]], int, str]]
 ) -> None:
-    with patch.object(front, "FRONT_MAX", 8), patch.object(ready, "_POSITION_STEP", 4):
+    with (
+        patch.object(front, "FRONT_MAX", 8),
+        patch.object(ready, "_POSITION_STEP", 4),
+        patch.object(ready, "LANES_KEPT", lanes_kept),
+    ):
         model = Model()
         for news, pops, end in batches:
             model.batch(news, pops, commit=end != "abort")
@@ -160,8 +166,56 @@ def test_a_hundred_thousand_ready_tasks_are_held_in_bounded_memory() -> None:
         assert [n.task_id for n in nominees] == [f"t{i}" for i in range(popped, popped + 1_000)]
         popped += 1_000
         writes: list[Write] = [(n.key, None) for n in nominees]
-        writes += table.positions(writes)
+        writes += table.housekeeping(writes)
         store.write(writes)
         table.apply(writes)
         entries = sum(len(f._entries) for one in table.lanes(Pending([])) for f in one.fronts)
         assert entries <= 2 * front.FRONT_MAX
+
+
+def lanes_in(store: MemoryStore) -> int:
+    return len(list(store.scan(keys.LANE, keys.LANE + keys.MAX_KEY)))
+
+
+def test_what_is_asked_for_once_is_not_remembered_for_ever() -> None:
+    """Hundreds of sets of resources, one after the other, and back again to the first: each task finds its place."""
+    with patch.object(ready, "LANES_KEPT", 20):
+        model = Model()
+        names = [f"r{i}" for i in range(14)]
+        for number in range(500):
+            demands = {name: 1 for bit, name in enumerate(names) if (number % 400) >> bit & 1}
+            task = row(demands=demands, seq=number + 1)
+            for before, after in ((None, task), (task, None)):
+                writes = index.derive(f"t{number}", before, after)
+                local = [*writes, *model.table.housekeeping(writes)]
+                model.store.write(local)
+                model.table.apply(local)
+                model.tasks = {f"t{number}": task} if after else {}
+                model.check([], model.tasks)
+            assert len(model.table) <= 22
+        assert lanes_in(model.store) <= 22
+        assert len(list(model.store.scan(b"", b"\xff"))) <= 22 * 6, "nor anything else of them"
+
+
+def test_a_lane_whose_tasks_all_wait_for_keyed_slots_is_kept() -> None:
+    with patch.object(ready, "LANES_KEPT", 0):
+        model = Model()
+        task = row(demands={"account:a": 1}, seq=1)
+        place = index.ready_key(task)
+        parks: list[Write] = [(place, None), (keys.parked_key("account:a", place), b"t")]
+        for writes in (index.derive("t", None, task), parks, [], []):
+            local = [*writes, *model.table.housekeeping(writes)]
+            model.store.write(local)
+            model.table.apply(local)
+        assert len(model.table) == 1
+        back = model.table.parked("account:a", 1)
+        local = [*back, *model.table.housekeeping(back)]
+        model.store.write(local)
+        model.table.apply(local)
+        assert model.order([]) == ["t"]
+        gone = index.derive("t", task, None)
+        for writes in (gone, []):
+            local = [*writes, *model.table.housekeeping(writes)]
+            model.store.write(local)
+            model.table.apply(local)
+        assert (len(model.table), lanes_in(model.store)) == (0, 0)
