@@ -61,6 +61,9 @@ MEMBER: Final[Table] = {
 URGENT: Final[Table] = {
     "enable.partition.eof": Because(True, "transaction markers leave gaps: the end is told, not guessed"),
     "fetch.wait.max.ms": Because(100, "upper bound of the wait for a partition that was resumed"),
+    "max.poll.interval.ms": Because(
+        30_000, "a join that the coordinator forgets, as one that stood still does, is sent again after that"
+    ),
 }
 
 BULK: Final[Table] = {
@@ -82,7 +85,9 @@ STANDBY: Final[Table] = {
 
 AGENTS: Final[Table] = {
     "fetch.wait.max.ms": Because(100, "a dispatch is short; nobody gains from batching it"),
-    "max.poll.interval.ms": Because(60_000, "the poll thread never blocks a second: a minute means it hangs"),
+    "max.poll.interval.ms": Because(
+        30_000, "the poll thread never blocks a second; and a forgotten join is sent again after that"
+    ),
 }
 
 PRODUCER: Final[Table] = {

@@ -82,7 +82,7 @@ class Cluster:
             wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=QUICK_S_MAX
         )
         try:
-            return int(next(iter(asked.values())).result().offset)
+            return _known(next(iter(asked.values())))
         except KafkaException as raised:
             raise ClusterError(f"end of {topic}/{partition}: {error_of(raised).str()}") from raised
 
@@ -98,8 +98,8 @@ class Cluster:
             committed = {at.topic: _offset_or_none(at) for at in asked[group].result().topic_partitions}
             return {
                 topic: Place(
-                    low=int(low[topic].result().offset),
-                    high=int(high[topic].result().offset),
+                    low=_known(low[topic]),
+                    high=_known(high[topic]),
                     committed=committed[topic],
                 )
                 for topic in topics
@@ -132,6 +132,14 @@ class Cluster:
             topic_id=self.topic_ids([topic])[topic],
             should_stop=should_stop,
         )
+
+
+def _known(answer: Future[Any]) -> int:
+    """A leader that has just stood still or come back may answer without an error that it does not know: -1."""
+    offset = int(answer.result().offset)
+    if offset < 0:
+        raise ClusterError(f"the leader answers offset {offset}")
+    return offset
 
 
 def _offset_or_none(at: TopicPartition) -> int | None:
