@@ -30,7 +30,7 @@ CallAnswer = Call
 RENEWED: Final = frozenset({"ok", "yield", "cancel"})  # answers that stand for a live lease
 RENEWALS_PER_TTL: Final = 3  # two may fail before the fence
 FENCE_MARGIN_MS: Final = 3_000  # stopping takes time, and clocks drift apart
-RENEW_IDS_MAX: Final = 256  # ids of one renewal: a script stays well below a millisecond
+RENEW_IDS_MAX: Final = 128  # ids of one renewal: a script stays below a millisecond
 CLAIM_MS_MAX: Final = LEASE_TTL_MS  # an unclaimed reservation lapses then: no use in asking on
 RETRY_MS: Final = 200  # between tries of a ledger that does not answer
 

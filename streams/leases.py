@@ -17,7 +17,9 @@ from laxity.streams.lifecycle import LEASED, Cause, State
 from laxity.streams.reasons import Reason
 
 OUTCOMES = "outcomes"
-REVOKES_PER_CALL_MAX = 256  # of each kind; runners bounce in bulk, and the ledger takes 1,024 ids a call
+REVOKES_PER_CALL_MAX = (
+    128  # of each kind: above a millisecond of the ledger's only thread; runners bounce in bulk
+)
 
 
 def holder(batch: Batch, reservation: str) -> tuple[str, TaskRow] | None:

@@ -29,7 +29,9 @@ from laxity.streams.state.changelog import STATE_VERSION
 from laxity.streams.state.store import Store, Write
 from laxity.streams.state.tables import Tables
 
-SETTLES_PER_CALL_MAX = 256  # of one pipelined script; the rest goes with the next call
+SETTLES_PER_CALL_MAX = (
+    128  # of one script: above a millisecond of the ledger's only thread; the rest goes with the next call
+)
 LEDGER_RETRY_MS = 100  # no answer in time: ask again after this
 LEASE_CHECK_MS = 2_500  # while leases stand, the ledger is asked at least this often whether one lapsed
 
