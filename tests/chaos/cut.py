@@ -45,11 +45,11 @@ def run(options: Options) -> Report:
 
 
 def faults(seed: int) -> list[Fault]:
-    """Twenty kills: fifteen processes of ours, most at crash points, and every server once, the broker twice."""
+    """Twenty kills: fifteen processes of ours, most at crash points, and every server once, Redis twice."""
     random = Random(f"cut {seed}")
     schedulers = [(p, count(random, p)) for p in random.sample(SCHEDULER_POINTS, AT_SCHEDULERS)]
     runners = [(p, random.randint(1, 4)) for p in random.sample(RUNNER_POINTS, AT_RUNNERS)]
-    servers = random.sample((*SERVERS, "kafka"), len(SERVERS) + 1)
+    servers = random.sample((*SERVERS, "redis"), len(SERVERS) + 1)
     single = [Fault(number=0, lane="others", kind=KILL, victim=name, pause_ms=500) for name in servers]
     victims = random.sample(("scheduler-0", "scheduler-1"), 2)
     return [
