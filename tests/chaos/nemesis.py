@@ -20,7 +20,7 @@ from chaos.member import Life
 from chaos.world import World
 
 FALL_MS = 60_000  # an armed process that lives longer did not come by its point: the fault missed
-BACK_MS = 90_000  # a victim that is not ready again by then is a failure of its own
+BACK_MS = 180_000  # a victim that is not ready again by then is a failure of its own; a busy machine needs a minute for a broker
 ALIVE_MS = 30_000
 POLL_S = 0.02
 LOOK_S = 0.1  # at what an armed process has under way: it costs a question to Redis

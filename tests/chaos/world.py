@@ -59,7 +59,7 @@ AGENTS: Final = "chaos.agents"
 TESTS: Final = Path(__file__).parents[1]
 KEEP_S: Final = 0.02  # how often deaths are looked for
 ASK_S: Final = 2.0
-READY_MS: Final = 90_000  # eight processes on two busy cores
+READY_MS: Final = 180_000  # eight processes on two busy cores
 SERVER_STOP_S: Final = 10.0  # a broker's own shutdown takes 2 s; what it leaves is a temporary folder
 
 Route = Callable[[str, Endpoints], Endpoints]
