@@ -15,6 +15,7 @@ from laxity.streams.runtime.meter import ShardMeter
 from laxity.streams.runtime.ownership import Stopped
 from laxity.streams.runtime.pace import RECORDS_MAX, Pace
 from laxity.streams.runtime.sources import TRIGGERS
+from laxity.streams.runtime.standing import Standing
 from laxity.streams.runtime.stores import Stores
 from laxity.streams.runtime.transactions import AbortedError
 
@@ -42,6 +43,7 @@ class Work:
     stores: Stores
     inbox: Inbox
     meter: ShardMeter
+    standing: Standing
     ending: threading.Event
     busy_shards: Callable[[], int]  # of the process
     backlog_max: int
@@ -108,7 +110,7 @@ class Batches:
             work.stores.drop_expired_keys(work.clock.now_ms())
 
     def _carry_out(self, taken: Taken) -> None:
-        """The same input until it is committed, or the ownership ends: at the latest by its ABORTS_MAX'th abort."""
+        """The same input until it is committed, or the ownership ends: at the latest by its ABORTS_MAX'th abort. Raises MemberLostError."""
         work = self._work
         for left in reversed(range(ABORTS_MAX)):
             try:
@@ -116,11 +118,14 @@ class Batches:
             except AbortedError as error:
                 work.meter.aborted()
                 self._log.warning(Event.ABORTED, why=str(error))
+                work.standing.aborted(error)
                 if not left:
                     raise
                 if work.ending.wait(ABORT_PAUSE_MS / 1000):
                     raise Stopped from error
             else:
+                if taken.ranges:
+                    work.standing.accepted()
                 return
 
     def _hold_back(self) -> None:

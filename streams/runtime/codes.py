@@ -12,6 +12,13 @@ FENCED = frozenset({
     int(KafkaError.INVALID_PRODUCER_EPOCH),
     90,  # PRODUCER_FENCED, which the client has no name for
 })  # fmt: skip
+DISOWNED = frozenset({
+    int(KafkaError.UNKNOWN_MEMBER_ID),
+    int(KafkaError.ILLEGAL_GENERATION),
+    int(KafkaError.REBALANCE_IN_PROGRESS),
+    110,  # FENCED_MEMBER_EPOCH
+    113,  # STALE_MEMBER_EPOCH
+})  # fmt: skip
 
 
 def error_of(raised: KafkaException) -> KafkaError:

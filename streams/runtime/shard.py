@@ -27,6 +27,7 @@ from laxity.streams.runtime.outbox import Outbox
 from laxity.streams.runtime.ownership import Premises, Stopped
 from laxity.streams.runtime.positions import SkipRefused
 from laxity.streams.runtime.sources import OUTCOMES
+from laxity.streams.runtime.standing import Standing
 from laxity.streams.runtime.stores import StateDirectory, Stores, wipe_damaged
 from laxity.streams.runtime.transactions import FencedError, TransactionError, Transactions
 from laxity.streams.state.changelog import ForeignRowError
@@ -105,6 +106,7 @@ class Shard(threading.Thread):
         self._ending = threading.Event()
         self._premises = premises(self._ending.is_set)
         self._inbox = Inbox(shard)
+        self._standing = Standing(around.clock)
         self._before: Sequence[threading.Thread] = ()
         self._log = logger(shard=shard)
 
@@ -238,6 +240,7 @@ class Shard(threading.Thread):
             stores=stores,
             inbox=self._inbox,
             meter=self._premises.meter,
+            standing=self._standing,
             ending=self._ending,
             busy_shards=self._around.busy_shards,
             backlog_max=self._around.backlog_max,

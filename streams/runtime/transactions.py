@@ -2,6 +2,7 @@
 
 TransactionError
 ├── AbortedError     surely not committed: redo the same input
+│   └── DisownedError    because the group knows no such member, or not in this generation
 ├── DoubtfulError    nobody knows: fence anew, restore, start over
 └── FencedError      another owner has fenced this one: the shard's task ends here
 """
@@ -18,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from laxity.schemas.kafka import quiet_logger
 from laxity.schemas.timing import Clock, Millis
-from laxity.streams.runtime.codes import FENCED, error_of
+from laxity.streams.runtime.codes import DISOWNED, FENCED, error_of
 from laxity.streams.runtime.crashpoints import reach
 
 CALL_S_MAX = 2.0  # a commit or abort that takes longer may still be under way when the next one begins
@@ -46,6 +47,10 @@ class TransactionError(Exception):
 
 class AbortedError(TransactionError):
     """Nothing of it will ever be read."""
+
+
+class DisownedError(AbortedError):
+    """The group refused the offsets: a rebalance is under way, or the member is out and does not know it."""
 
 
 class DoubtfulError(TransactionError):
@@ -196,7 +201,8 @@ class Transactions:
         except KafkaException as second:
             if error_of(second).code() in FENCED:
                 raise FencedError(str(second)) from raised
-        raise AbortedError(str(raised)) from raised
+        kind = DisownedError if error is not None and error.code() in DISOWNED else AbortedError
+        raise kind(str(raised)) from raised
 
     def _end(self, producer: Producer) -> None:
         begun_ms: Millis = self._clock.monotonic_ms()

@@ -10,12 +10,14 @@ Jars and Java are those of the local stack. Three copies of everything, two of t
 
 from __future__ import annotations
 
+import base64
 import re
+import secrets
+import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -101,8 +103,7 @@ class Brokers:
 
     def __enter__(self) -> Self:
         try:
-            with ThreadPoolExecutor(len(self.nodes)) as threads:
-                list(threads.map(self._format, self.nodes.values()))
+            self._format()
             for number in self.nodes:
                 self.start(number)
             self.until_ready()
@@ -233,12 +234,19 @@ class Brokers:
         folder = self._data.folder(f"node-{number}")
         return Node(number=number, folder=folder, port=self._ports[f"broker-{number}"], edges=made)
 
-    def _format(self, node: Node) -> None:
-        settings = self._properties(node)
-        text = "".join(f"{key}={value}\n" for key, value in settings.items())
-        (node.folder / "server.properties").write_text(text, "utf-8")
-        (node.folder / "log4j2.properties").write_text(broker.LOGGING, "utf-8")
-        broker.format_storage(self._java, self._jars, node.folder, cluster_id(self._data))
+    def _format(self) -> None:
+        """One node by Kafka's tool, the others as copies of it with numbers of their own: a JVM less for each."""
+        for node in self.nodes.values():
+            settings = self._properties(node)
+            text = "".join(f"{key}={value}\n" for key, value in settings.items())
+            (node.folder / "server.properties").write_text(text, "utf-8")
+            (node.folder / "log4j2.properties").write_text(broker.LOGGING, "utf-8")
+        first, *others = self.nodes.values()
+        broker.format_storage(self._java, self._jars, first.folder, cluster_id(self._data))
+        for node in others:
+            if not (node.folder / "data").exists():
+                shutil.copytree(first.folder / "data", node.folder / "data")
+                _renumber(node.folder / "data" / "meta.properties", node.number)
 
     def _properties(self, node: Node) -> dict[str, str]:
         count = len(self.nodes)
@@ -318,6 +326,14 @@ class Brokers:
             if self._clock.monotonic_ms() > until_ms:
                 raise ClusterError(f"not within {limit_ms} ms: {why}")
             pause.wait(POLL_S)
+
+
+def _renumber(meta: Path, number: int) -> None:
+    """Another node's, and another directory's: its id is 16 bytes in URL-safe base64, never with a dash in front."""
+    made = base64.urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).rstrip(b"=").decode()
+    own = {"node.id": str(number), "directory.id": made}
+    lines = [line.partition("=") for line in meta.read_text("utf-8").splitlines()]
+    meta.write_text("".join(f"{key}{sign}{own.get(key, value)}\n" for key, sign, value in lines), "utf-8")
 
 
 def _port_names(count: int, edges: Sequence[str]) -> list[str]:

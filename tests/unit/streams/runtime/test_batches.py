@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from laxity.schemas.records import InputRange
 from laxity.schemas.timing import ManualClock
 from laxity.streams.runtime import batches as module
 from laxity.streams.runtime.batches import (
@@ -22,9 +23,11 @@ from laxity.streams.runtime.batches import (
     Work,
 )
 from laxity.streams.runtime.inbox import Taken
-from laxity.streams.runtime.transactions import AbortedError
+from laxity.streams.runtime.standing import DISOWNED_MS_MAX, MemberLostError, Standing
+from laxity.streams.runtime.transactions import AbortedError, DisownedError
 
 INPUT = Taken(records=(), ranges=())
+MOVED = Taken(records=(), ranges=(InputRange(topic="control", partition=0, first=0, next=1, count=1),))
 POSITIONS = {"control": 3, "triggers.low": 9}
 
 
@@ -33,6 +36,7 @@ class World:
     """A quiet shard whose clock moves while it waits. Aborts as often as it is told to."""
 
     aborts: int = 0
+    refusal: AbortedError = field(default_factory=lambda: AbortedError("a rebalance"))
     step_ms: int = WAIT_MS_MAX
     ends_moved: bool = False
     ending: threading.Event = field(default_factory=threading.Event)
@@ -43,7 +47,7 @@ class World:
     # as the cycle
 
     def run(self, taken: Taken) -> None:
-        assert taken is INPUT
+        assert taken in {INPUT, MOVED}
         self._try("batch")
 
     def recommit(self, positions: Mapping[str, int]) -> None:
@@ -57,7 +61,7 @@ class World:
         self.told.append(f"{what} at {self.clock.monotonic_ms() - self.begun_ms}")
         if self.aborts:
             self.aborts -= 1
-            raise AbortedError("a rebalance")
+            raise self.refusal
 
     # as the inbox
 
@@ -94,6 +98,7 @@ class World:
                 stores=stores,
                 inbox=inbox,
                 meter=meter,
+                standing=Standing(self.clock),
                 ending=self.ending,
                 busy_shards=lambda: 1,
                 backlog_max=1,
@@ -138,3 +143,41 @@ def test_ends_of_partitions_are_committed_within_a_second() -> None:
     world = World(ends_moved=True)
     world.batches().run()
     assert world.told == [f"batch at {ENDS_MS}"]
+
+
+def test_a_member_that_the_group_has_forgotten_is_told_from_one_in_a_rebalance() -> None:
+    clock = ManualClock()
+    standing, rebalance = Standing(clock), DisownedError("unknown member")
+    standing.aborted(rebalance)
+    clock.advance(DISOWNED_MS_MAX - 1)
+    standing.aborted(rebalance)
+    standing.accepted()
+    standing.aborted(rebalance)
+    clock.advance(DISOWNED_MS_MAX - 1)
+    standing.aborted(AbortedError("no broker"))
+    standing.aborted(rebalance)
+    clock.advance(1)
+    with pytest.raises(MemberLostError):
+        standing.aborted(rebalance)
+
+
+def test_refusals_count_on_over_ownerships_until_offsets_are_committed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ABORT_PAUSE_MS", 0)
+    world = World(aborts=2 * ABORTS_MAX, refusal=DisownedError("unknown member"))
+    batches = world.batches()
+    with pytest.raises(DisownedError):
+        batches._carry_out(INPUT)
+    world.clock.advance(DISOWNED_MS_MAX)
+    with pytest.raises(MemberLostError):
+        batches._carry_out(INPUT)
+    world.aborts = 0
+    batches._carry_out(INPUT)
+    world.aborts = 1
+    with pytest.raises(MemberLostError):
+        batches._carry_out(INPUT)
+    world.aborts = 0
+    batches._carry_out(MOVED)
+    world.aborts = 1
+    batches._carry_out(MOVED)

@@ -13,6 +13,7 @@ from laxity.streams.runtime import transactions
 from laxity.streams.runtime.transactions import (
     CALL_S_MAX,
     AbortedError,
+    DisownedError,
     DoubtfulError,
     Message,
     Transactions,
@@ -30,6 +31,7 @@ class Broker:
     inits_that_wait: int = 0
     commits: list[int] = field(default_factory=list)
     refuses_produce: bool = False
+    refuses_offsets: int | None = None
     commit_takes_ms: int = 0
     clock: ManualClock = field(default_factory=ManualClock)
 
@@ -53,7 +55,9 @@ class FakeProducer:
         if self._broker.refuses_produce:
             raise BufferError
 
-    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        if self._broker.refuses_offsets is not None:
+            raise KafkaException(KafkaError(self._broker.refuses_offsets, "refused"))
 
     def begin_transaction(self) -> None: ...
 
@@ -125,3 +129,22 @@ def test_a_replacement_that_waits_for_its_broker_ends_with_the_ownership(broker:
     with pytest.raises(DoubtfulError, match="no coordinator"):
         shard.commit(MESSAGES, OFFSETS, "member")
     assert broker.inits_that_wait == 999
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (KafkaError.UNKNOWN_MEMBER_ID, DisownedError),
+        (KafkaError.ILLEGAL_GENERATION, DisownedError),
+        (KafkaError.NOT_COORDINATOR, AbortedError),
+    ],
+)
+def test_a_refusal_by_the_group_is_told_from_other_aborts(
+    broker: Broker, code: int, kind: type[AbortedError]
+) -> None:
+    shard = Transactions({}, broker.clock)
+    shard.fence()
+    broker.refuses_offsets = code
+    with pytest.raises(AbortedError) as raised:
+        shard.commit(MESSAGES, OFFSETS, "member")
+    assert type(raised.value) is kind
