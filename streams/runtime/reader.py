@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import takewhile
 from queue import Empty, SimpleQueue
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -23,8 +22,9 @@ from laxity.streams.effects import Record
 from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF
 from laxity.streams.runtime.inbox import Inbox
 from laxity.streams.runtime.logs import Event, logger
-from laxity.streams.runtime.sources import ANCHOR
-from laxity.streams.runtime.stepper import UNREADABLE, Extent, MakeConsumer, extent_at
+from laxity.streams.runtime.order import credible
+from laxity.streams.runtime.sources import ANCHOR, TRANSACTIONAL
+from laxity.streams.runtime.stepper import UNREADABLE, Extent, MakeConsumer, NoAnswer, extent_at
 
 POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet consumer
 GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
@@ -47,6 +47,9 @@ class _Attached:
     paused: set[str] = field(default_factory=set)
     away: set[str] = field(default_factory=set)  # not at the consumer, until it is known where to read on
     looking: set[str] = field(default_factory=set)  # somebody finds out
+    looked_at: dict[str, int] = field(
+        default_factory=dict
+    )  # where it is known what comes, whatever its offset
     heard_ms: dict[str, Millis] = field(default_factory=dict)  # of a record, an end, an error, or a look
 
 
@@ -245,12 +248,17 @@ class Reader(threading.Thread):
             if attached is None or topic in attached.away:
                 continue
             attached.heard_ms[topic] = self.beat_ms
-            high = self._high(topic, shard)
-            sound = _before(high or 0, records)
-            attached.inbox.put(topic, sound)
-            if len(sound) < len(records):
+            sound = self._credible(attached, topic, records)
+            attached.inbox.put(topic, records[:sound])
+            if sound < len(records):
                 self._take_away(attached, topic)
         batches.clear()
+
+    def _credible(self, attached: _Attached, topic: str, records: Sequence[Record]) -> int:
+        """How many of them are taken as they come."""
+        expected, high = attached.inbox.next(topic), self._high(topic, attached.inbox.shard)
+        known = attached.looked_at.get(topic) == expected
+        return credible(records, expected, high or 0, gaps=topic in TRANSACTIONAL, known=known)
 
     def _high(self, topic: str, shard: int) -> int | None:
         """The end of the log as the last fetch told it: no record stands there, whatever its batch says.
@@ -331,6 +339,8 @@ class Reader(threading.Thread):
         def look() -> None:
             try:
                 found = extent_at(self._probe, self._prefix + topic, inbox.shard, at, self._clock)
+            except NoAnswer:
+                self._ask(lambda: self._looked(inbox, topic))
             except Exception as error:  # noqa: BLE001 - the process must not live on with a partition that nobody reads
                 self._failed(error)
             else:
@@ -338,16 +348,17 @@ class Reader(threading.Thread):
 
         threading.Thread(target=look, name=f"look-{topic}-{inbox.shard}", daemon=True).start()
 
-    def _looked(self, inbox: Inbox, topic: str, at: int, found: Extent | None) -> None:
+    def _looked(self, inbox: Inbox, topic: str, at: int = -1, found: Extent | None = None) -> None:
+        """`at` -1: nobody answered."""
         attached = self._attached.get(inbox.shard)
         if attached is None or attached.inbox is not inbox:
             return
         attached.looking.discard(topic)
         attached.heard_ms[topic] = self.beat_ms
-        if inbox.next(topic) != at:
-            found = None  # a late record came after all
-        if found is not None:
-            self._pass(attached, topic, found)
+        if inbox.next(topic) == at:  # else a late record came after all
+            attached.looked_at[topic] = at
+            if found is not None:
+                self._pass(attached, topic, found)
         if topic in attached.away:
             self._bring_back(attached, topic)
 
@@ -369,11 +380,6 @@ class Reader(threading.Thread):
         self.consumer.resume(wanted)
         attached.away.discard(topic)
         attached.paused.discard(topic)
-
-
-def _before(high: int, records: Sequence[Record]) -> Sequence[Record]:
-    """Up to the first that claims a place at or beyond the end."""
-    return list(takewhile(lambda record: record.offset < high, records))
 
 
 def _pointer(topic: str, shard: int, found: Extent) -> Record:

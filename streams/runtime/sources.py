@@ -18,6 +18,9 @@ URGENT = (ANCHOR, "links", OUTCOMES, "triggers.critical", "triggers.high")
 BULK = ("triggers.normal", "triggers.low", "triggers.background")
 INPUTS = (*URGENT, *BULK)
 
+TRANSACTIONAL = frozenset(
+    {ANCHOR, "links"}
+)  # only shards and operators write them, in transactions, whose markers leave gaps
 PATIENT = frozenset({"triggers.low", "triggers.background"})  # their deadlines are hours away by default
 
 SHARE_PERMILLE: Mapping[str, int] = MappingProxyType({

@@ -2,7 +2,8 @@
 
 A batch whose checksum is wrong, or that cannot be unpacked, is reported by the client again and again, at the offset where the batch
 begins; of one whose inside is malformed (a hand-made length that the broker lets pass) it says nothing, fetches it again and again, and
-stands. Neither says where the batch ends, so that is found out by reading from places behind it, with a consumer of its own.
+stands; and a hand-made offset it takes for true. None says where the batch ends, so that is found out by reading from places behind it,
+with a consumer of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from laxity.schemas.timing import Clock
 from laxity.streams.runtime.codes import OUT_OF_RANGE, PARTITION_EOF
@@ -114,6 +115,36 @@ class Search:
         return end
 
     def _look(self, at: int) -> _Look:
+        found = self._read(at)
+        return found if isinstance(found, _Look) else self._judged(found, at)
+
+    def _judged(self, found: Message[bytes, bytes], at: int) -> _Look:
+        """A record that stands further on than was asked: behind a gap that transactions left, or where somebody says that it does."""
+        offset = found.offset() or 0
+        if offset == at:
+            return _READABLE
+        there = self._read(offset)
+        if isinstance(there, _Look):
+            if there.broken or offset < self._end_of_log():
+                raise NoAnswer(f"{self._topic}/{self._partition}: offset {offset} cannot be read now")
+            return _Look(broken=True, why=f"a record claims offset {offset}, beyond the end of the log")
+        if _identity(there) == _identity(found):
+            return _READABLE
+        return _Look(broken=True, why=f"a record claims offset {offset}, where another stands")
+
+    def _end_of_log(self) -> int:
+        """The leader is asked: what a fetch told may be older than the record."""
+        at = TopicPartition(self._topic, self._partition)
+        try:
+            found = self._consumer.get_watermark_offsets(at, timeout=LOOK_MS_MAX / 1_000, cached=False)
+        except KafkaException as error:
+            raise NoAnswer(f"the end of {self._topic}/{self._partition} is not known") from error
+        if found is None:
+            raise NoAnswer(f"the end of {self._topic}/{self._partition} is not known")
+        return int(found[1])
+
+    def _read(self, at: int) -> Message[bytes, bytes] | _Look:
+        """The first record from there on, or why there is none."""
         self._consumer.assign([TopicPartition(self._topic, self._partition, at)])
         began_ms, partials = self._clock.monotonic_ms(), self._partials
         while self._clock.monotonic_ms() - began_ms < LOOK_MS_MAX:
@@ -121,7 +152,7 @@ class Search:
             if message is not None:
                 error = message.error()
                 if error is None:
-                    return self._judged(message.offset() or 0)
+                    return message
                 if error.code() in UNREADABLE:
                     base = message.offset() or 0
                     return _Look(broken=True, base=base, why=error.str()) if base <= at else _READABLE
@@ -131,28 +162,19 @@ class Search:
                 return _Look(broken=True, why="the client finds no record in what the broker sends")
         raise NoAnswer(f"{self._topic}/{self._partition} from offset {at}: nothing within {LOOK_MS_MAX} ms")
 
-    def _judged(self, offset: int) -> _Look:
-        """A record beyond the end of the log has a place that somebody made up. The leader is asked: what a fetch told may be older than the record."""
-        at = TopicPartition(self._topic, self._partition)
-        try:
-            found = self._consumer.get_watermark_offsets(at, timeout=LOOK_MS_MAX / 1_000, cached=False)
-        except KafkaException as error:
-            raise NoAnswer(f"the end of {self._topic}/{self._partition} is not known") from error
-        if found is None or offset < found[1]:
-            return _READABLE
-        return _Look(broken=True, why=f"a record claims offset {offset} in a log that ends at {found[1]}")
-
     def _count(self, statistics: str) -> None:
         brokers: Mapping[str, Mapping[str, int]] = json.loads(statistics).get("brokers", {})
         self._partials = sum(broker.get("rxpartial", 0) for broker in brokers.values())
 
 
+def _identity(message: Message[bytes, bytes]) -> tuple[object, ...]:
+    return message.offset(), message.timestamp(), message.key(), message.value()
+
+
 def extent_at(make: MakeConsumer, topic: str, partition: int, at: int, clock: Clock) -> Extent | None:
-    """What cannot be read from `at` on; None: nothing, or nobody answers at present."""
+    """What cannot be read from `at` on, None if what comes there can be. Raises NoAnswer."""
     search = Search(make, topic, partition, clock)
     try:
         return search.extent(at)
-    except NoAnswer:
-        return None
     finally:
         search.close()
