@@ -54,7 +54,7 @@ def changelog_ids(cluster: Cluster, prefix: str) -> dict[str, str]:
 
 
 def restore_stores(premises: Premises, stores: Stores) -> None:
-    """State first, then keys; both before anything starts (docs/adr/0005)."""
+    """State first, then keys; both before anything starts (docs/adr/0007)."""
     how = derivations(premises.codec)
     _restore(premises, STATE, stores.state, how[STATE])
     _restore(premises, KEYS, stores.keys, how[KEYS])
