@@ -36,7 +36,7 @@ T = TypeVar("T")
 GRANT_FRESH_MS: Final = 5_000  # a later call would fall into another window of the provider's bucket
 RESOURCES_USED_MAX: Final = 64  # in one attempt's report to the ledger
 UNIT_BYTES_MAX: Final = RESOURCE_CHARS_MAX + len(":") + RESOURCE_KEY_BYTES_MAX  # a resource with its key
-IN_CALL_MS: Final = 10  # an armed crash point in_call: by then the agent's request is on its way
+IN_CALL_MS: Final = 100  # an armed crash point in_call: by then the agent's request is at the provider
 
 
 class Calls(Protocol):
@@ -67,6 +67,12 @@ class Attempt:
     usage: dict[str, int] = field(default_factory=dict)  # not yet reported
     first_calls: dict[str, int] = field(default_factory=dict)  # of the grant, not yet taken
     checkpoint: bytes | None = None
+    in_call: asyncio.TimerHandle | None = None  # an armed crash point
+
+    def answered(self) -> None:
+        """The agent is in no call any more, as far as we can tell."""
+        if self.in_call is not None:
+            self.in_call.cancel()
 
     def take_usage(self) -> dict[str, int]:
         """The counts since the last report; shards add up what each report brings."""
@@ -184,7 +190,8 @@ class AgentContext:
             await _ask(attempt, resource, amount - held)
         reach("before_call")
         if armed("in_call"):
-            attempt.loop.call_later(IN_CALL_MS / 1_000, reach, "in_call")
+            attempt.answered()
+            attempt.in_call = attempt.loop.call_later(IN_CALL_MS / 1_000, reach, "in_call")
 
     async def checkpoint(self, data: bytes) -> None:
         """Durable when it returns: the next attempt finds it as `last_checkpoint`. LeaseLost if the attempt may not go on."""

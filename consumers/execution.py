@@ -168,6 +168,7 @@ class Execution:
             if not attempt.lease.holds(self._clock.monotonic_ms()):
                 return judge_reconciled(agent, attempt, _lost(attempt))
         work = await perform(agent.function, attempt, arguments)
+        attempt.answered()
         reach("after_call")
         return judge(agent, attempt, work)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from laxity.infra.demo.provider.ledger import read_ledger
 from laxity.infra.demo.provider.line import Line
@@ -109,6 +109,42 @@ def eventually(what: str, probe: Callable[[], Any], within_s: float = 90.0) -> A
     raise AssertionError(f"not within {within_s} s: {what}")
 
 
+class Tail:
+    """All committed records of a topic; each `read` goes on to what is its end then."""
+
+    def __init__(self, consumer: Consumer, name: str) -> None:
+        self._consumer, self._name = consumer, name
+        partitions = consumer.list_topics(name, timeout=20).topics[name].partitions
+        self._at = dict.fromkeys(partitions, 0)
+        self._found: list[Any] = []
+        consumer.assign([TopicPartition(name, p, 0) for p in partitions])
+
+    def read(self) -> Sequence[Any]:
+        """What there is."""
+        ends = {p: self._end(p) for p in self._at}
+        until_ms = CLOCK.monotonic_ms() + 30_000
+        while any(self._at[p] < end for p, end in ends.items()):
+            assert CLOCK.monotonic_ms() < until_ms, f"{self._name} cannot be read to its end"
+            for message in self._consumer.consume(1_000, 0.2):
+                self._take(message)
+        return self._found
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _end(self, partition: int) -> int:
+        place = TopicPartition(self._name, partition)
+        return int(self._consumer.get_watermark_offsets(place, timeout=20)[1])
+
+    def _take(self, message: Any) -> None:
+        if message.error() is None:
+            self._found.append(message)
+            self._at[message.partition()] = message.offset() + 1
+        else:  # markers have offsets too
+            assert message.error().code() == PARTITION_EOF, message.error()
+            self._at[message.partition()] = message.offset()
+
+
 @dataclass(kw_only=True)
 class Deployment:
     """Started; `read` refreshes what the topics say."""
@@ -118,16 +154,18 @@ class Deployment:
     folder: Path
     clients: KafkaClients
     codec: Codec
+    publisher: Publisher
+    redis: redis.Redis
     environment: dict[str, str]
+    tails: dict[str, Tail] = field(default_factory=dict)
     providers: dict[str, str] = field(default_factory=dict)  # URL by mode
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def publish(self, *fleets: str, turn: str = "", **fields: Any) -> None:
         """One task each: `task_of(fleet, turn)`."""
         base: dict[str, Any] = {"payload": PROMPT, "deadline_ms": CLOCK.now_ms() + 3_600_000}
-        with Publisher.connect(self.where, self.config) as publisher:
-            triggers = [Trigger(**base | {"type": f, "key": turn + f} | fields) for f in fleets]
-            publisher.publish_many(triggers, "normal")
+        triggers = [Trigger(**base | {"type": f, "key": turn + f} | fields) for f in fleets]
+        self.publisher.publish_many(triggers, "normal")
 
     def runner(self, fleet: str, *, crash: str = "", **variables: str) -> subprocess.Popen[bytes]:
         """A runner of the fleet, to die at `crash`."""
@@ -166,16 +204,12 @@ class Deployment:
             path.read_text("utf-8", "replace") for path in sorted(self.folder.glob(f"{name}-*.log"))
         )
 
-    def messages(self, topic: str) -> list[Any]:
-        """All committed records there are."""
-        consumer = self.clients.reader(f"test-{uuid.uuid4().hex[:6]}")
-        name = self.where.names.full(topic)
-        try:
-            partitions = range(len(consumer.list_topics(name, timeout=10).topics[name].partitions))
-            consumer.assign([TopicPartition(name, p, 0) for p in partitions])
-            return list(_to_the_end(consumer, len(partitions)))
-        finally:
-            consumer.close()
+    def messages(self, topic: str) -> Sequence[Any]:
+        """All committed records there are, in order within each partition."""
+        if topic not in self.tails:
+            name = self.where.names.full(topic)
+            self.tails[topic] = Tail(self.clients.reader(f"test-{topic}"), name)
+        return self.tails[topic].read()
 
     def letters(self, task_id: str) -> list[dict[str, str]]:
         """Our headers of the task's dead letters, whose value is its trigger as it was sent."""
@@ -193,8 +227,9 @@ class Deployment:
         return [outcome for outcome in found if outcome.task_id == task_id]
 
     def events(self) -> list[TaskEvent]:
-        """Of the tier that is used here, in order for each task."""
-        return [self.codec.decode(TaskEvent, m.value()) for m in self.messages("events.normal")]
+        """Of the tier that is used here, in order for each task; and of the first, where words about ended tasks are."""
+        told = [*self.messages("events.normal"), *self.messages("events.critical")]
+        return [self.codec.decode(TaskEvent, message.value()) for message in told]
 
     def ended(self) -> dict[str, list[TaskEvent]]:
         """Terminal events by task id."""
@@ -211,12 +246,13 @@ class Deployment:
 
     def reserved(self) -> int:
         """Reservations that stand in the ledger."""
-        with redis.Redis.from_url(self.where.redis_url) as client:
-            names = list(client.scan_iter(match=f"{self.where.prefix}*:reservations", count=1_000))
-            return sum(int(client.hlen(name)) for name in names)
+        names = list(self.redis.scan_iter(match=f"{self.where.prefix}*:reservations", count=1_000))
+        return sum(int(self.redis.hlen(name)) for name in names)
 
     def close(self) -> None:
         """End what was started, by pid."""
+        for tail in self.tails.values():
+            tail.close()
         for process in self.started:
             if process.poll() is None:
                 process.kill()
@@ -225,19 +261,6 @@ class Deployment:
 
 def _kind(mode: str) -> str:
     return "dedupe" if mode == "retry" else "no-dedupe"
-
-
-def _to_the_end(consumer: Any, partitions: int) -> Iterator[Any]:
-    ended: set[int] = set()
-    until_ms = CLOCK.monotonic_ms() + 20_000
-    while len(ended) < partitions:
-        assert CLOCK.monotonic_ms() < until_ms, "a topic could not be read to its end"
-        for message in consumer.consume(1_000, 0.2):
-            if message.error() is None:
-                yield message
-            else:
-                assert message.error().code() == PARTITION_EOF, message.error()
-                ended.add(message.partition())
 
 
 @contextmanager
@@ -258,17 +281,27 @@ def deployment(
         | {"LAXITY_PREFIX": prefix, "LAXITY_CONFIG": "laxity.toml"}
         | variables
     )
-    made = Deployment(
-        where=where,
-        config=config,
-        folder=folder,
-        clients=KafkaClients(where, role="test"),
-        codec=open_codec(where),
-        environment=environment,
-    )
+    with (
+        Publisher.connect(where, config) as publisher,
+        redis.Redis.from_url(where.redis_url) as client,
+    ):
+        made = Deployment(
+            where=where,
+            config=config,
+            folder=folder,
+            clients=KafkaClients(where, role="test"),
+            codec=open_codec(where),
+            publisher=publisher,
+            redis=client,
+            environment=environment,
+        )
+        yield from _running(made)
+
+
+def _running(made: Deployment) -> Iterator[Deployment]:
     try:
         made.start(
-            "laxity.streams.runtime", name="scheduler", LAXITY_SCHEDULER_STATE_DIR=str(folder / "state")
+            "laxity.streams.runtime", name="scheduler", LAXITY_SCHEDULER_STATE_DIR=str(made.folder / "state")
         )
         urls = {kind: _provider(made, kind) for kind in ("dedupe", "no-dedupe")}
         made.providers = {mode: eventually(f"provider {mode}", urls[_kind(mode)]) for mode in MODES}

@@ -24,7 +24,7 @@ from integration.paying import MODES, Deployment, deployment, eventually, starte
 from laxity.infra.local import Endpoints
 from laxity.schemas.records import TaskEvent
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 POINTS = (
     "before_claim", "after_claim", "before_call", "in_call", "after_call", "after_result", "before_commit",

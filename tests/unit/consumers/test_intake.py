@@ -86,9 +86,9 @@ def test_many_new_partitions_do_not_hold_the_thread_beyond_its_time() -> None:
     desk.intake.turn()
     desk.intake.turn()
     assert asked == [(0, 500), (1, 300), (2, 100)]
-    assert desk.intake.assignment == (0, 1, 2)
+    assert list(desk.intake.assignment) == [0, 1, 2]
     desk.intake.turn()
-    assert desk.intake.assignment == (0, 1, 2, 3)
+    assert list(desk.intake.assignment) == [0, 1, 2, 3]
 
 
 def test_the_offset_waits_for_the_oldest_unfinished_record() -> None:
