@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from laxity.schemas.timing import ManualClock
-from laxity.streams.ledger.limits import LEASE_TTL_MS, SLOT_RETRY_MS
-from laxity.streams.ledger.protocol import Answer, Candidate, Exchange, Live, Settle
+from laxity.streams.ledger.limits import LEASE_TTL_MS, LOOK_MAX, REPORT_MAX, SLOT_RETRY_MS
+from laxity.streams.ledger.pages import pages
+from laxity.streams.ledger.protocol import Answer, Candidate, Exchange, Live, Reconciled, Settle
 
 TTL_MS = LEASE_TTL_MS
 
@@ -484,6 +485,112 @@ def test_after_a_loss_the_longest_lease_is_waited_for_if_a_shard_stays_silent(
     assert (refused(answer), answer.refusals[0].retry_ms) == ({"a:0:1": ("recovering", "")}, 1)
     clock.advance(1)
     assert granted(say(open_ledger, shard=1, candidates=[ask("a:0:1", gpu=1)])) == ["a:0:1"]
+
+
+# Reconciliation by pages
+
+
+MANY = 3 * REPORT_MAX + 5
+
+
+def hold_many(ledger: Any, clock: ManualClock) -> list[Live]:
+    """More than three pages of leases, each with a keyed slot of its own."""
+    ledger.register(runner="r", fleet="f", partition=7, credit=1_000, ttl_ms=86_400_000)
+    ids = [f"t{number:04}:0:1" for number in range(MANY)]
+    live: list[Live] = []
+    for first in range(0, MANY, 100):
+        some = ids[first : first + 100]
+        answer = say(ledger, candidates=[ask(i, **{f"account__{i}": 1}) for i in some])
+        live += [
+            Live(
+                reservation_id=g.reservation_id, runner=g.runner, partition=7, granted=g.granted, active=True
+            )
+            for g in answer.grants
+        ]
+    assert len(live) == MANY
+    return live
+
+
+def holding(ledger: Any, ids: list[str]) -> list[str]:
+    """Those whose keyed slot is taken; asked by the other shard."""
+    found: list[str] = []
+    for first in range(0, len(ids), 100):
+        some = [f"{i}:probe:{first}" for i in ids[first : first + 100]]
+        asked = [ask(f"p{i}", **{f"account__{i.partition(':probe')[0]}": 1}) for i in some]
+        answer = say(ledger, shard=1, candidates=asked)
+        found += [r.resource.partition(":")[2] for r in answer.refusals if r.reason == "key_busy"]
+        say(ledger, shard=1, revokes=granted(answer))
+    return found
+
+
+def test_a_new_owner_keeps_what_it_names_and_drops_the_rest_however_many(
+    open_ledger: Any, clock: ManualClock
+) -> None:
+    live = hold_many(open_ledger, clock)
+    epoch = say(open_ledger).epoch
+    kept = live[::2]
+    found = open_ledger.reconcile(shard=0, owner_epoch=2, seen_epoch=epoch, live=kept)
+    assert (found.status, found.dropped, found.restored, found.lapsed) == ("ok", MANY - len(kept), 0, ())
+    assert holding(open_ledger, [one.reservation_id for one in live]) == [one.reservation_id for one in kept]
+
+
+def test_a_shard_that_knows_nothing_drops_all_a_part_at_a_time(open_ledger: Any, clock: ManualClock) -> None:
+    live = hold_many(open_ledger, clock)
+    asked = pages(shard=0, owner_epoch=2, seen_epoch="", live=[])
+    first = open_ledger.report(next(asked))
+    assert (first.status, first.dropped, first.more) == ("ok", LOOK_MAX, True)
+    assert say(open_ledger, owner_epoch=2).status == "recovering", "not before the last word"
+    found = open_ledger.reconcile(shard=0, owner_epoch=2, seen_epoch="", live=[])
+    assert found.dropped == MANY - LOOK_MAX
+    assert holding(open_ledger, [one.reservation_id for one in live]) == []
+
+
+def test_what_was_not_reported_yet_is_not_dropped(open_ledger: Any, clock: ManualClock) -> None:
+    """The owner is interrupted after its first page; whoever comes next finds everything."""
+    live = hold_many(open_ledger, clock)
+    asked = pages(shard=0, owner_epoch=2, seen_epoch=say(open_ledger).epoch, live=live)
+    assert open_ledger.report(next(asked)).dropped == 0
+    ids = [one.reservation_id for one in live]
+    assert holding(open_ledger, ids) == ids
+    assert say(open_ledger, owner_epoch=1).status == "fenced"
+    assert say(open_ledger, owner_epoch=2).status == "recovering"
+    found = open_ledger.reconcile(
+        shard=0, owner_epoch=2, seen_epoch=say(open_ledger, shard=1).epoch, live=live
+    )
+    assert (found.status, found.dropped, found.lapsed) == ("ok", 0, ())
+    assert say(open_ledger, owner_epoch=2).status == "ok"
+
+
+def test_a_loss_between_two_pages_voids_those_before(open_ledger: Any, clock: ManualClock) -> None:
+    live = hold_many(open_ledger, clock)
+    seen = say(open_ledger).epoch
+    open_ledger.lose()
+    asked = pages(shard=0, owner_epoch=1, seen_epoch=seen, live=live)
+    first = open_ledger.report(next(asked))
+    assert (first.status, first.restored) == ("ok", REPORT_MAX)
+    open_ledger.lose()
+    with pytest.raises(StopIteration) as end:
+        asked.send(open_ledger.report(asked.send(first)))
+    assert isinstance(end.value.value, Reconciled)
+    assert end.value.value.status == "recovering"
+    assert say(open_ledger).status == "recovering", "the shard has not reported"
+    assert open_ledger.reconcile(shard=0, owner_epoch=1, seen_epoch=seen, live=live).restored == MANY
+
+
+def test_what_is_named_after_the_ledger_grants_again_has_lapsed(open_ledger: Any, clock: ManualClock) -> None:
+    """Its holder has fenced itself, and its place may be taken: entered, two would have it."""
+    answer = say(open_ledger, candidates=[ask("a:0:1", gpu=2)])
+    live = Live(
+        reservation_id="a:0:1", runner="r", partition=7, granted=answer.grants[0].granted, active=True
+    )
+    open_ledger.lose()
+    open_ledger.register(runner="r", fleet="f", partition=7, credit=100, ttl_ms=86_400_000)
+    open_ledger.reconcile(shard=1, owner_epoch=1, seen_epoch="", live=[])
+    clock.advance(TTL_MS)
+    assert granted(say(open_ledger, shard=1, candidates=[ask("b:0:1", gpu=2)])) == ["b:0:1"]
+    found = open_ledger.reconcile(shard=0, owner_epoch=1, seen_epoch=answer.epoch, live=[live])
+    assert (found.lapsed, found.restored) == (("a:0:1",), 0)
+    assert open_ledger.claim(reservation_id="a:0:1", runner="r").verdict == "gone"
 
 
 def test_after_a_loss_the_buckets_are_empty(open_ledger: Any, clock: ManualClock) -> None:
