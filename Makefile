@@ -12,7 +12,7 @@ JOBS ?= 2
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command "make lock" --extra local --extra dev pyproject.toml
 
-.PHONY: help demo test check check-deep fuzz chaos chaos-kills chaos-zombies chaos-storms chaos-stores defects interop lint format types imports docs bench lock lock-check build clean
+.PHONY: help demo test check check-deep fuzz chaos chaos-kills chaos-zombies chaos-storms chaos-stores rolling defects interop lint format types imports docs bench lock lock-check build clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 14
@@ -46,6 +46,9 @@ chaos-zombies: $(STAMP) ## processes that stop and come back, transactions that 
 
 chaos-storms: $(STAMP) ## rebalances, partitions, three brokers that die in turn (up to 25 min)
 	PYTHONPATH=tests $(BIN)/python -m chaos.storms $(ARGS)
+
+rolling: $(STAMP) ## schedulers of an earlier revision replaced one by one under load (3 min; ARGS="--from REV")
+	PYTHONPATH=tests $(BIN)/python -m chaos.rolling $(ARGS)
 
 chaos-stores: $(STAMP) ## Redis, state directories and the broker's log lost, full, frozen, stale, rotten (20 to 25 min; Linux)
 	PYTHONPATH=tests $(BIN)/python -m chaos.stores $(ARGS)

@@ -88,6 +88,16 @@ class Process:
         found = (line for line in lines if line.startswith("laxity_consumer_lag{") and f'.{topic}"' in line)
         return [int(float(line.split()[-1])) for line in found]
 
+    def holds(self) -> set[int]:
+        """Shards that it runs, by its own log."""
+        held: set[int] = set()
+        for line in self.lines():
+            if line["event"] == "shard.running":
+                held.add(line["shard"])
+            elif line["event"] == "shard.revoked":
+                held.discard(line["shard"])
+        return held
+
     def kill(self) -> None:
         self.popen.kill()
         self.popen.wait()
@@ -112,9 +122,11 @@ class World:
         crash: str = "",
         skip: str = "",
         protocol: str = "",
+        packages: str = "",
         state: Path | None = None,
         log: Path | None = None,
     ) -> Process:
+        """`packages`: a folder where another release is installed."""
         name = name or f"p{len(self.processes)}"
         log = log or self.root / f"{name}-{len(self.processes)}.log"
         env = self._env() | {
@@ -122,6 +134,8 @@ class World:
             "LAXITY_SCHEDULER_ACCEPT_SKIP": skip,
             "CRASHPOINT": crash,
         }
+        if packages:
+            env["PYTHONPATH"] = packages
         if protocol:
             env["LAXITY_KAFKA__GROUP__PROTOCOL"] = protocol
         with log.open("wb") as out:
@@ -273,12 +287,18 @@ class Answering(threading.Thread):
 
 
 @contextmanager
-def deployed(stack: Endpoints, redis_url: str, folder: Path) -> Iterator[World]:
+def deployed(
+    stack: Endpoints, redis_url: str, folder: Path, provisioning: Callable[[Settings], None] | None = None
+) -> Iterator[World]:
+    """`provisioning`: by another release than this one."""
     prefix = f"h{uuid.uuid4().hex[:8]}."
     found = settings(kafka=stack.kafka, registry_url=stack.registry, redis_url=redis_url, prefix=prefix)
-    provision(found, CONFIG, shards=SHARDS)
     config_file = folder / "laxity.toml"
     config_file.write_text(CONFIG_TEXT)
+    if provisioning is None:
+        provision(found, CONFIG, shards=SHARDS)
+    else:
+        provisioning(found)
     made = World(found, config_file, folder, open_codec(found), KafkaClients(found, role="test"))
     runner = Answering(made, redis_url)
     runner.start()

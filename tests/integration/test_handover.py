@@ -13,7 +13,7 @@ from statistics import median
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from integration.deployment import CLOCK, SHARDS, Process, World, deployed, wait_for
-from integration.trickle import TIER, Trickle, Watcher, gap_ms, written
+from integration.trickle import TIER, TRICKLE_MS, Trickle, Watcher, gap_ms, written
 
 from laxity.infra.local import Endpoints
 from laxity.schemas.kafka import KafkaClients
@@ -38,17 +38,6 @@ AFTER_MS = 1_500  # of steady work before and after what is measured
 def world(stack: Endpoints, tmp_path: Path) -> Iterator[World]:
     with deployed(stack, stack.redis, tmp_path) as made:
         yield made
-
-
-def shards_of(process: Process) -> set[int]:
-    """By its own log."""
-    held: set[int] = set()
-    for line in process.lines():
-        if line["event"] == "shard.running":
-            held.add(line["shard"])
-        elif line["event"] == "shard.revoked":
-            held.discard(line["shard"])
-    return held
 
 
 def steady(ms: int = AFTER_MS) -> None:
@@ -80,11 +69,11 @@ class Run:
 
     def started(self) -> Process:
         process = self.world.start(protocol=self.protocol)
-        wait_for(lambda: len(shards_of(process)) > 0, "it has a shard")
+        wait_for(lambda: len(process.holds()) > 0, "it has a shard")
         return process
 
     def balanced(self, *processes: Process) -> None:
-        wait_for(lambda: sum(len(shards_of(p)) for p in processes) == SHARDS, "every shard runs")
+        wait_for(lambda: sum(len(p.holds()) for p in processes) == SHARDS, "every shard runs")
 
     def finish(self, spans: Sequence[Span]) -> tuple[Found, Found]:
         """Each span with the longest silence of each shard in it: in its journal, and in what a reader of its events saw.
@@ -130,8 +119,8 @@ def test_a_planned_hand_over_stops_the_moving_shards_for_a_second_and_no_other(r
         begun_ms = CLOCK.now_ms()
         if what == "joins":
             other = run.started()
-            wait_for(lambda: len(shards_of(other)) == SHARDS // 2, "half of the shards move")  # noqa: B023
-            moved = shards_of(other)
+            wait_for(lambda: len(other.holds()) == SHARDS // 2, "half of the shards move")  # noqa: B023
+            moved = other.holds()
         else:
             other.popen.send_signal(signal.SIGTERM)
             assert other.popen.wait(20) == 0
@@ -152,7 +141,7 @@ def test_a_killed_process_is_replaced_after_its_session_and_the_others_shards_go
     run.balanced(stays, dies)
     run.trickle.start()
     steady()
-    span = Span("killed", CLOCK.now_ms(), shards_of(dies))
+    span = Span("killed", CLOCK.now_ms(), dies.holds())
     dies.kill()
     run.balanced(stays)
     steady()
@@ -160,6 +149,30 @@ def test_a_killed_process_is_replaced_after_its_session_and_the_others_shards_go
     assert max(journal[0][1][shard] for shard in span.moved) <= KILLED_MS
     for found in (journal, events):
         assert max(gap for shard, gap in found[0][1].items() if shard not in span.moved) <= SURVIVOR_MS
+
+
+def test_survivors_end_the_open_transactions_of_a_dead_process_within_three_seconds(world: World) -> None:
+    """Readers of everyone stand at the oldest open transaction: here of `dispatch`, whose partitions all shards share."""
+    run = Run(world, Trickle(world), Watcher(world, "dispatch.default"), "")
+    run.watcher.start()
+    survivor = run.started()
+    doomed = world.start(crash="before_commit:150")
+    wait_for(lambda: len(doomed.holds()) == SHARDS // 2, "half of the shards")
+    run.trickle.start()
+    assert doomed.popen.wait(60) == -signal.SIGKILL
+    killed_ms = CLOCK.now_ms()
+    run.balanced(survivor)
+    steady()
+    sent = run.trickle.stop()
+    world.check_keys(sent, TIER)
+    rescued = survivor.said("peer.rescued")
+    assert {(line["shard"], line["why"]) for line in rescued} == {(n, "") for n in doomed.holds()}
+    orders = run.watcher.stop()[0]
+    journal = written(world, "journal")
+    stays = next(n for n in range(SHARDS) if n not in doomed.holds())
+    for times in (orders, journal[stays]):
+        usual = gap_ms(times, killed_ms - AFTER_MS, killed_ms - TRICKLE_MS)
+        assert gap_ms(times, killed_ms, killed_ms + SESSION_MS) <= SURVIVOR_MS + usual
 
 
 @pytest.mark.slow

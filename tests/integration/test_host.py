@@ -153,36 +153,6 @@ def test_a_ledger_that_is_flushed_killed_and_empty_again_costs_nothing(
         wait_for(process.ready, "ready again")
 
 
-def test_a_survivor_ends_the_transactions_of_a_dead_process_before_their_timeout(world: World) -> None:
-    doomed, survivor = world.start(crash="before_commit:25"), world.started()
-    wait_for(lambda: survivor.shards() == SHARDS // 2, "half of the shards")
-    while doomed.popen.poll() is None:
-        world.publish(5, start=5 * len(world.batches))
-        world.batches.append(1)
-    wait_for(lambda: len(survivor.said("peer.rescued")) >= SHARDS // 2, "rescued", ms=5_000)
-    rescued = survivor.said("peer.rescued")
-    assert {line["why"] for line in rescued} == {""}
-    given_up = {line["shard"] for line in doomed.said("shard.revoked")}  # to the survivor, while both lived
-    assert {line["shard"] for line in rescued} == {
-        line["shard"] for line in doomed.said("shard.running")
-    } - given_up
-    world.check(5 * len(world.batches))
-
-
-@pytest.mark.slow
-def test_the_newer_group_protocol_hands_over_too(world: World) -> None:
-    a = world.started(protocol="consumer")
-    world.publish(100)
-    wait_for(lambda: len(world.ended()) > 20, "work begins")
-    b = world.start(protocol="consumer")
-    wait_for(lambda: b.shards() == SHARDS // 2, "half of the shards move")
-    world.publish(100, start=100)
-    a.popen.terminate()
-    assert a.popen.wait(20) == 0
-    world.publish(100, start=200)
-    world.check(300)
-
-
 def test_a_shard_of_a_newer_state_version_is_refused_and_its_siblings_run(world: World) -> None:
     """As if a newer release had had it: this one says so, touches nothing of it, and takes nobody along."""
     first = world.started(name="same")
