@@ -137,6 +137,17 @@ class Nemesis:
                 self._fall(fault, chained)
             else:
                 self._injure(fault)
+        self._once_more(faults)
+
+    def _once_more(self, faults: Sequence[Fault]) -> None:
+        """Points that nobody came by get a second chance, each after a kill of its own."""
+        landed = {strike.number for strike in self.strikes if strike.landed}
+        for fault in faults:
+            if fault.kind == POINT and fault.number not in landed and not self._stop.is_set():
+                member = self.world[fault.victim]
+                member.crashpoint = fault.crashpoint
+                member.kill()
+                self._fall(fault, None)
 
     def _kill(self, fault: Fault, following: Fault | None) -> None:
         member = self.world[fault.victim]

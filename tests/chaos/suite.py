@@ -67,7 +67,8 @@ def parse(
     tasks: int = 5_000,
     span_s: float = 600.0,
 ) -> Options:
-    """Prints the seed."""
+    """Prints the seed. From here on SIGTERM ends this process as Ctrl-C does: with all that it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
         prog=f"chaos.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,8 +105,7 @@ def say(text: str) -> None:
 def opened(
     options: Options, *, before: Callable[[Path], AbstractContextManager[None]] | None = None, **over: Any
 ) -> Iterator[World]:
-    """A world for the load of this suite; `over` are fields of its Plan, `before` surrounds it, given its folder. SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A world for the load of this suite; `over` are fields of its Plan, `before` surrounds it, given its folder."""
     with ExitStack() as around:
         folder = around.enter_context(
             tempfile.TemporaryDirectory(prefix=f"laxity-{options.name}-", ignore_cleanup_errors=True)
