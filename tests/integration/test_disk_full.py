@@ -5,9 +5,12 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chaos.brokers import Brokers
 from integration.deployment import Process, World, deployed, wait_for
 from tmpfs import fill, make_room, mounted_tmpfs
 
@@ -91,3 +94,30 @@ def test_a_log_on_a_full_disk_ends_nothing(world: World) -> None:
     world.check(50)
     process.popen.terminate()
     assert process.popen.wait(30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_broker_whose_disk_is_full_stops_the_work_and_loses_none(stack: Endpoints, tmp_path: Path) -> None:
+    """Kafka ends with its only log directory; until it is back schedulers wait, and nothing is half-applied."""
+    with mounted_tmpfs(128 * MIB) as small, ExitStack() as closing:
+        disk = {"log.dirs": str(small / "data")}
+        cluster = closing.enter_context(Brokers(tmp_path / "broker", count=1, settings=disk))
+        own = replace(stack, kafka=cluster.bootstrap())
+        world = closing.enter_context(deployed(own, stack.redis, tmp_path))
+        first, second = world.started(), world.started()
+        world.publish(50)
+        world.check(50)
+        world.publish(400, start=50)
+        fill(small)
+        broker = cluster.nodes[1].popen
+        assert broker is not None
+        wait_for(lambda: broker.poll() is not None, "the broker ends")
+        assert (first.popen.poll(), second.popen.poll()) == (None, None), "schedulers wait"
+        make_room(small)
+        cluster.start(1)
+        cluster.until_ready()
+        wait_for(lambda: first.ready() and second.ready(), "ready again", ms=120_000)
+        world.publish(50, start=450)
+        wait_for(lambda: len(world.ended()) >= 500, "all tasks end", ms=120_000)
+        world.check(500)
