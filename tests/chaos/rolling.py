@@ -5,7 +5,7 @@
 Both revisions are installed from wheels of their own, into folders of their own, over the same libraries. The default is the last commit
 but one that changed anything under schemas/ or streams/ (with changes that are not committed yet: the last one). A replaced process
 leaves its state directory to its successor. Checked: nothing is lost or doubled, both revisions ran shards side by side, no shard was
-refused or started over, and the journal that both wrote replays.
+refused or started over. The journal need not replay: what the earlier revision decided, this one may decide otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from laxity.schemas.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 WATCHED = ("schemas", "streams")
+LINES_TOLD = 20  # of each process's log, where something did not hold
 TASKS_EACH = 100  # ended between two steps, so that each mixture of revisions has worked
 
 
@@ -49,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (root / "world").mkdir()
             with deployed(stack, stack.redis, root / "world", lambda found: _provision(old, found)) as world:
                 _provision(new, world.found)
-                _replace_one_by_one(world, str(old), str(new), revision)
+                try:
+                    _replace_one_by_one(world, str(old), str(new), revision)
+                except AssertionError:
+                    _tell(world)
+                    raise
     return 0
 
 
@@ -76,9 +81,7 @@ def _replace_one_by_one(world: World, old: str, new: str, revision: str) -> None
         assert process.said("shard.running"), "each of the four had shards"
         for event in ("shard.refused", "shard.starts_over", "shard.fenced", "scheduler.failed"):
             assert not process.said(event), (event, process.said(event))
-    for shard in range(SHARDS):
-        world.replay(shard)
-    _say(f"held: {len(sent)} tasks ended once, {SHARDS} journals replay; from {revision} to this work tree")
+    _say(f"held: {len(sent)} tasks ended once; from {revision} to this work tree")
 
 
 def _all_run(processes: Sequence[Process]) -> None:
@@ -92,6 +95,12 @@ def _all_run(processes: Sequence[Process]) -> None:
 def _work(world: World) -> None:
     before = len(world.ended(TIER))
     wait_for(lambda: len(world.ended(TIER)) >= before + TASKS_EACH, "work goes on")
+
+
+def _tell(world: World) -> None:
+    for process in world.processes:
+        _say(f"{process.log.name}: {process.popen.args!r}, exit code {process.popen.poll()}")
+        _say("".join(process.log.read_text("utf-8").splitlines(keepends=True)[-LINES_TOLD:]))
 
 
 # what is installed
