@@ -37,9 +37,9 @@ from laxity.schemas.timing import SystemClock
 PROTOCOLS: Final = ("classic", "consumer")
 STEADY: Final = ("scheduler-0", "scheduler-1", "runner-0", "runner-1")  # with edges of their own
 GUESTS: Final = {
-    "scheduler": ("scheduler-2", "scheduler-3", "scheduler-4"),
-    "runner": ("runner-2", "runner-3", "runner-4"),
-}
+    "scheduler": ("scheduler-2", "scheduler-3"),
+    "runner": ("runner-2", "runner-3"),
+}  # one shard for each
 STORM_MS: Final = 300_000
 EVERY_MS: Final = {"scheduler": 2_000, "runner": 4_000}  # wanted between two rebalances of a group
 REBALANCES_LEAST: Final = 0.5  # of those wanted, on a machine where a process takes 10 s to start
