@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from laxity.infra.inspect.reading import Message, Reader, Span, headers_of
+from laxity.infra.inspect.reading import Message, Reader, Span
+from laxity.schemas.kafka_headers import Headers, HeadersUnreadable, headers_of
 from laxity.schemas.records import InputRange
 from laxity.schemas.topics import Names
 from laxity.streams.effects import Record
@@ -72,7 +73,13 @@ class ShardInputs:
 
 
 def record_of(message: Message, topic: str) -> Record:
-    """A message as the core takes it; `topic` without prefix."""
+    """A message as the core took it; `topic` without prefix."""
+    headers: Headers = ()
+    problem = ""
+    try:
+        headers = headers_of(message)
+    except HeadersUnreadable as error:
+        problem = str(error)
     return Record(
         topic=topic,
         partition=message.partition(),
@@ -80,5 +87,6 @@ def record_of(message: Message, topic: str) -> Record:
         timestamp_ms=message.timestamp()[1],
         key=message.key(),
         value=message.value(),
-        headers=headers_of(message),
+        headers=headers,
+        problem=problem,
     )
