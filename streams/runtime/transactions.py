@@ -22,6 +22,7 @@ from laxity.schemas.timing import Clock, Millis
 from laxity.streams.runtime.codes import DISOWNED, FENCED, error_of
 from laxity.streams.runtime.crashpoints import reach
 
+COMMIT_S_MAX = 4.5  # a busy broker gets as long as it keeps the transaction open: given up sooner, each try would end as the last one
 CALL_S_MAX = 2.0  # a commit or abort that takes longer may still be under way when the next one begins
 INIT_S_MAX = 10.0  # init waits for the previous transaction of this id to end, at most its timeout of 5 s
 # librdkafka sends a commit again by itself when the coordinator's connection is lost, and only its log tells of it: error_cb does not.
@@ -207,7 +208,7 @@ class Transactions:
     def _end(self, producer: Producer) -> None:
         begun_ms: Millis = self._clock.monotonic_ms()
         try:
-            producer.commit_transaction(CALL_S_MAX)
+            producer.commit_transaction(COMMIT_S_MAX)
             producer.poll(0)
         except KafkaException as raised:
             error = error_of(raised)

@@ -63,8 +63,11 @@ class FakeProducer:
 
     def abort_transaction(self, _timeout_s: float) -> None: ...
 
-    def commit_transaction(self, _timeout_s: float) -> None:
-        self._broker.clock.advance(self._broker.commit_takes_ms)
+    def commit_transaction(self, timeout_s: float) -> None:
+        limit_ms = round(timeout_s * 1000)
+        self._broker.clock.advance(min(self._broker.commit_takes_ms, limit_ms))
+        if self._broker.commit_takes_ms > limit_ms:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer", retriable=True))
         self._broker.commits.append(self._broker.inits)
 
     def poll(self, _timeout_s: float) -> None: ...
@@ -101,6 +104,17 @@ def test_a_commit_that_was_slow_may_still_be_under_way_so_the_next_producer_is_n
     for _ in range(2):
         shard.commit(MESSAGES, OFFSETS, "member")
     assert broker.commits == [1, 2, 3, 3]
+
+
+def test_a_busy_broker_gets_as_long_as_it_keeps_a_transaction_open(broker: Broker) -> None:
+    """Given up sooner, every try would end as the last one: a shard that starts over for ever."""
+    shard = Transactions({}, broker.clock)
+    shard.fence()
+    broker.commit_takes_ms = 4_000
+    shard.commit(MESSAGES, OFFSETS, "member")
+    broker.commit_takes_ms = 5_000  # its own limit: by then it has aborted
+    with pytest.raises(DoubtfulError):
+        shard.commit(MESSAGES, OFFSETS, "member")
 
 
 def test_with_offsets_the_group_protects_a_replacement(broker: Broker) -> None:
