@@ -170,7 +170,8 @@ class Aftermath:
         return self._lag()
 
     def _stop(self, role: str) -> None:
-        """Planned ends, each with exit code 0."""
+        """Planned ends, each with exit code 0; of ready ones, for a process that only just begins dies of the signal."""
+        self._world.await_ready(*(member.name for member in self._world.of(role) if member.life is not None))
         codes = {member.name: member.stop() for member in self._world.of(role)}
         assert set(codes.values()) <= {0, None}, f"planned ends: {codes}"
 

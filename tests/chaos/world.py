@@ -168,7 +168,7 @@ class World:
         return asyncio.run(_ask(self[name].spec))
 
     def await_ready(self, *names: str, within_ms: int = READY_MS) -> None:
-        """Wait until all of these (none: all members) serve. TimeoutError says who does not, and why."""
+        """Wait until all of these serve; with no name all members. TimeoutError says who does not, and why."""
         until_ms = self.clock.monotonic_ms() + within_ms
         waiting = list(names or self.members)
         pause = threading.Event()
