@@ -61,7 +61,7 @@ WAYS: Final[Mapping[str, Weather]] = {
 HALF_OPEN: Final = "half-open"
 PARTED_MS: Final = (2_000, 9_000)  # some longer than a session, some shorter
 BROKER_FAULTS: Final = (
-    "kill leader", "roll 1", "kill coordinator", "freeze leader", "roll 2", "kill controller", "stop two", "roll 3",
+    "kill leader", "stop two", "kill coordinator", "kill controller", "freeze leader", "roll 1", "roll 2", "roll 3",
 )  # fmt: skip
 BROKER_AWAY_MS: Final = 4_000  # a killed broker's, beyond its session of 3 s: its leaders have moved by then
 EVENTUALLY: Final = 4  # times the tasks that are wanted: the load goes on for as long as the faults do
