@@ -358,7 +358,9 @@ def assert_goes_on(world: World, began_ms: int) -> None:
     assert peak_mib(world) < MEMORY_MIB_MAX
     process = world.processes[-1]
     assert process.popen.poll() is None
-    assert not [*process.said("scheduler.failed"), *process.said("shard.starts_over")]
+    assert not process.said("scheduler.failed")
+    again = {line["kind"] for line in process.said("shard.starts_over")}
+    assert again <= {"DoubtfulError"}, "a crowded machine's slow commits may begin anew, for no input"
 
 
 def letters(world: World, topic: str) -> list[tuple[bytes | None, bytes | None, str]]:
