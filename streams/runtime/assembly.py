@@ -131,6 +131,7 @@ class Assembly:
             make_shard=lambda number: Shard(number, around, self._premises(number, metrics)),
             make_transactions=lambda number: Transactions(self._producer_properties(number), clock),
             listen=wakes.run,
+            is_member=lambda: self._cluster.has_member(settings.names.full("scheduler"), readers.member_id()),
             make_health=self._health(metrics),
             close=close,
         )

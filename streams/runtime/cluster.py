@@ -115,6 +115,15 @@ class Cluster:
         )
         return {at.topic: answer for at, answer in asked.items()}
 
+    def has_member(self, group: str, member_id: str) -> bool:
+        """Whether the group counts the member, with partitions or without. False also where nobody answers."""
+        asked = self._admin.describe_consumer_groups([group], request_timeout=QUICK_S_MAX)
+        try:
+            found = asked[group].result()
+        except KafkaException:
+            return False
+        return any(member.member_id == member_id for member in found.members)
+
     def record_between(self, topic: str, partition: int, first: int, end: int) -> bool:
         """Whether a committed record lies at first <= offset < end; transaction markers and aborted records do not count."""
         consumer = self._consumer()
