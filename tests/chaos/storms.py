@@ -59,6 +59,7 @@ WAYS: Final[Mapping[str, Weather]] = {
     "rough": Weather(delay_ms=20, jitter_ms=200, resets=0.01),
 }
 HALF_OPEN: Final = "half-open"
+CATCH_MS: Final = 15_000  # a runner without a call has no connection to the provider
 PARTED_MS: Final = (2_000, 9_000)  # some longer than a session, some shorter
 BROKER_FAULTS: Final = (
     "kill leader", "stop two", "kill coordinator", "kill controller", "freeze leader", "roll 1", "roll 2", "roll 3",
@@ -211,13 +212,14 @@ class Storms:
     def network(self, nemesis: Nemesis, fault: Fault) -> bool:
         """Something lies between a process and a server. Landed: there were connections that it lay on."""
         server, _, how = fault.text.partition(" ")
+        connected = nemesis.until(lambda: self.wiring.connections(fault.victim, server) > 0, CATCH_MS)
         if how == HALF_OPEN:
-            found = self.wiring.strand(fault.victim, server)
+            self.wiring.strand(fault.victim, server)
         else:
-            found = self.wiring.turn(fault.victim, server, WAYS[how])
+            self.wiring.turn(fault.victim, server, WAYS[how])
         nemesis.last(fault.duration_ms)
         self.wiring.turn(fault.victim, server, CLEAR)
-        return found > 0
+        return connected
 
     # brokers
 

@@ -45,12 +45,14 @@ class Wiring:
             found = self._made.get((name, server))
         return [] if found is None else [found]
 
-    def turn(self, name: str, server: str, weather: Weather) -> int:
-        """Change the weather between them; how many connections see it."""
-        edges = self.edges(name, server)
-        for edge in edges:
+    def connections(self, name: str, server: str) -> int:
+        """Open between them now."""
+        return sum(edge.connections() for edge in self.edges(name, server))
+
+    def turn(self, name: str, server: str, weather: Weather) -> None:
+        """Change the weather between them."""
+        for edge in self.edges(name, server):
             edge.turn(weather)
-        return sum(edge.connections() for edge in edges)
 
     def strand(self, name: str, server: str) -> int:
         """Leave their connections of now half-open; how many there were."""
