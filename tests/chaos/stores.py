@@ -38,7 +38,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from laxity.infra.inspect.reading import Reader
 
-EVENTUALLY: Final = 4  # times the tasks that are wanted: the load goes on for as long as the faults do
+EVENTUALLY: Final = 10  # times the tasks that are wanted: the load goes on for as long as the faults do, on a busy machine, too
 OWN_MOUNTS: Final = "LAXITY_CHAOS_OWN_MOUNTS"  # set once this process has a mount namespace of its own
 FULL_SCHEDULER: Final = "scheduler-1"  # its state directory is the small one
 STATE_MIB: Final = 64
