@@ -77,10 +77,10 @@ def crash(place: Deployment, cases: list[tuple[str, str]], turn: str = "") -> Cr
             living.append(place.runner(fleet))
         return not dying
 
-    eventually("every runner died where it was told to", replaced, 120)
+    eventually("every runner died where it was told to", replaced, 240)
     wanted = {task_of(fleet, turn) for fleet in fleets}
-    ends = eventually("every task ended", lambda: (e := place.ended()).keys() >= wanted and e, 120)
-    eventually("nothing is reserved", lambda: place.reserved() == 0, 40)
+    ends = eventually("every task ended", lambda: (e := place.ended()).keys() >= wanted and e, 180)
+    eventually("nothing is reserved", lambda: place.reserved() == 0, 90)
     for process in living:
         process.terminate()
     return Crashed(place=place, ends=ends)
