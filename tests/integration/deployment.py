@@ -172,7 +172,7 @@ class World:
         consumer.assign([TopicPartition(name, p, 0) for p in range(partitions)])
         found: list[Message] = []
         ended: set[int | None] = set()
-        until = CLOCK.monotonic_ms() + 20_000
+        until = CLOCK.monotonic_ms() + WAIT_MS
         while len(ended) < partitions:
             assert CLOCK.monotonic_ms() < until, f"{topic} cannot be read to its end"
             for message in consumer.consume(1000, 0.2):

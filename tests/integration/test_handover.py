@@ -29,7 +29,6 @@ STAYING_MS = (
 )
 KILLED_MS = SESSION_MS + 3_000
 SURVIVOR_MS = 3_000  # of a shard whose process was not killed
-PROTOCOLS = ["classic", "consumer"]
 STORM_MS, STORM_EVERY_MS = 30_000, 2_000
 AFTER_MS = 1_500  # of steady work before and after what is measured
 
@@ -98,7 +97,7 @@ class Run:
         return found[0], found[1]
 
 
-@pytest.fixture(params=PROTOCOLS)
+@pytest.fixture(params=["classic", pytest.param("consumer", marks=pytest.mark.slow)])
 def run(world: World, request: pytest.FixtureRequest) -> Iterator[Run]:
     made = Run(world, Trickle(world), Watcher(world, f"events.{TIER}"), request.param)
     made.watcher.start()
@@ -108,14 +107,14 @@ def run(world: World, request: pytest.FixtureRequest) -> Iterator[Run]:
 
 
 def test_a_planned_hand_over_stops_the_moving_shards_for_a_second_and_no_other(run: Run) -> None:
-    """A process joins, then leaves with SIGTERM, twice."""
+    """A process joins, then leaves with SIGTERM."""
     stays = run.started()
     run.balanced(stays)
     run.trickle.start()
     steady()
     spans = [Span("nothing happens", CLOCK.now_ms(), set())]
     steady(2 * AFTER_MS)
-    for what in ("joins", "leaves") * 2:
+    for what in ("joins", "leaves"):
         begun_ms = CLOCK.now_ms()
         if what == "joins":
             other = run.started()

@@ -49,7 +49,8 @@ class Trickle(threading.Thread):
     def stop(self) -> set[str]:
         """Keys that were accepted."""
         self._ending.set()
-        self.join(30)
+        if self.is_alive():
+            self.join(30)
         assert self.failure is None, self.failure
         return self._sent
 
