@@ -22,15 +22,20 @@ from laxity.infra.local.software import prepare
 
 CLUSTER_ID = "bGF4aXR5LXNlY3VyaXR5LQ"
 STOP_S = 30
-DENIED = re.compile(
-    r"Principal = User:(?P<user>\S+) is Denied operation = (?P<operation>\w+) from host = \S+ "
+START_S = 150
+ASKED = re.compile(
+    r"Principal = User:(?P<user>\S+) is (?P<answer>Allowed|Denied) operation = (?P<operation>\w+) from host = \S+ "
     r"on resource = (?P<kind>\w+):(?P<pattern>\w+):(?P<name>\S+) for request"
 )
+LOGGING = f"""{broker.LOGGING}
+logger.authorizer.name = kafka.authorizer.logger
+logger.authorizer.level = debug
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Denial:
-    """As the broker's authorizer logged it."""
+class Question:
+    """To the broker's authorizer, as it logged it."""
 
     user: str
     operation: str  # READ, DESCRIBE_CONFIGS
@@ -48,10 +53,18 @@ class SecureBroker:
     ca: Path
     administrator: Mapping[str, str]  # librdkafka properties
 
-    def denials(self, since: int = 0) -> list[Denial]:
+    def denials(self, since: int = 0) -> list[Question]:
         """What the authorizer refused, from a position in the log on."""
+        return self._asked("Denied", since)
+
+    def allowed(self) -> set[Question]:
+        """What it allowed since the start."""
+        return set(self._asked("Allowed", 0))
+
+    def _asked(self, answer: str, since: int) -> list[Question]:
         text = self.log.read_bytes()[since:].decode("utf-8", "replace")
-        return [Denial(m["user"], m["operation"], m["kind"], m["name"]) for m in DENIED.finditer(text)]
+        found = (m for m in ASKED.finditer(text) if m["answer"] == answer)
+        return [Question(m["user"], m["operation"], m["kind"], m["name"]) for m in found]
 
     def mark(self) -> int:
         """The log's end now."""
@@ -108,7 +121,7 @@ def running(folder: Path, authority: Authority) -> Iterator[SecureBroker]:
     ports = free_ports(3)
     folder.mkdir(parents=True)
     (folder / "server.properties").write_text(_properties(folder, authority, ports))
-    (folder / "log4j2.properties").write_text(broker.LOGGING)
+    (folder / "log4j2.properties").write_text(LOGGING)
     broker.format_storage(software.java, software.kafka_jars, folder, CLUSTER_ID)
     administrator = authority.issue("administrator")
     found = SecureBroker(
@@ -131,7 +144,7 @@ def running(folder: Path, authority: Authority) -> Iterator[SecureBroker]:
             stderr=log,
         )
     try:
-        until("the broker answers", lambda: _answers(found, process))
+        until("the broker answers", lambda: _answers(found, process), START_S)
         yield found
     finally:
         process.terminate()

@@ -27,7 +27,8 @@ FLEET = "default"
 SHARDS = 2  # one of them re-homes a stray to the other
 ADMINISTRATOR_PASSWORD = "administrator-canary-Zq81"
 REGISTRY_PASSWORD = "registry-canary-Xw47"
-COMMAND_S = 60.0
+COMMAND_S = 120.0
+READY_S = 150.0
 STOP_S = 20
 CONFIG = f"""
 [resources.llm]
@@ -242,7 +243,7 @@ class Deployment:
         """A scheduler and a runner."""
         pair = self.scheduler(), self.runner()
         for process in pair:
-            until(f"{process.log.name} is ready", process.ready)
+            until(f"{process.log.name} is ready", process.ready, READY_S)
         return pair
 
     def ended(self, task_id: str) -> str:

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from security import acts, rights
 from security.acts import Sent
 from security.deployment import CONFIG, FLEET, SHARDS, Deployment
-from security.waiting import until
+from security.waiting import CLOCK, until
 
 from laxity.infra.provision import ProvisionError, provision
 from laxity.infra.security.roles import KafkaAcl, role
@@ -21,8 +21,7 @@ from laxity.schemas import config as configuration
 from laxity.schemas.contracts import ContractError
 from laxity.schemas.settings import settings
 
-LIMIT_S: Final = 90.0  # for everything, on a machine that is busy
-GRACE_S: Final = 4.0  # after the broker refused something: what goes on nevertheless did not need it
+LIMIT_S: Final = 240.0  # for everything, on a machine that is busy
 REQUEST_S: Final = 10.0
 
 
@@ -70,6 +69,7 @@ class _Pipeline(_Base):
 
     def __init__(self, made: Deployment) -> None:
         super().__init__(made)
+        self._took_s = LIMIT_S  # after a refusal it has as long as all took undisturbed: what works nevertheless did not need it
         self.start: Mapping[str, Callable[[], Any]] = {"processor": made.scheduler, "agents": made.runner}
 
     @contextmanager
@@ -82,17 +82,26 @@ class _Pipeline(_Base):
 
     def works(self, name: str) -> bool:
         events, mark = acts.Events(self.made), self.made.kafka.mark()
+        begun_ms = CLOCK.monotonic_ms()
         process = self.start[self.role]()
         try:
             sent = acts.publish(self.made, f"{name}-{secrets.token_hex(4)}")
-            return self._ended(events, sent, mark)
+            if not self._ended(events, sent, mark):
+                return False
+            self._took_s = (CLOCK.monotonic_ms() - begun_ms) / 1_000
+            return True
         finally:
             process.kill()
             events.close()
 
     def _ended(self, events: acts.Events, sent: Sent, mark: int) -> bool:
         return acts.works_within(
-            self.made, self.user, lambda: events.has_all(sent), mark=mark, limit_s=LIMIT_S, grace_s=GRACE_S
+            self.made,
+            self.user,
+            lambda: events.has_all(sent),
+            mark=mark,
+            limit_s=LIMIT_S,
+            grace_s=self._took_s,
         )
 
 
