@@ -191,7 +191,7 @@ class Aftermath:
 
     def _reset_offsets(self) -> None:
         """With the schedulers stopped; the group may take a session's time to be empty."""
-        topic = self._names.full("control")
+        topic = self._names.full("triggers.normal")
         words = ("--group", self._names.full("scheduler"), "--reset-offsets", "--to-earliest", "--all-topics")
         done = self._until(
             lambda: self._kafka("consumer-groups", *words, "--execute"), lambda text: topic in text, TOPIC_S
