@@ -66,6 +66,7 @@ def test_compacted_while_a_copy_is_behind_and_rows_end(stack: Endpoints, tmp_pat
         half.close()
         owner.live(1_000, first=1_000)
         owner.commit(end=[f"{n:032x}" for n in range(0, 1_000, 20)])
+
         def compacted() -> bool:
             owner.live(1, first=10_000)  # a segment ends with the first record after its time
             return len(logs.records(STATE)) < 6_000  # of some 11,700; the cleaner was busy all the while
