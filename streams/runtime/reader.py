@@ -30,6 +30,7 @@ POLL_S = 0.05  # how late a request or a resumed lane may be served on a quiet c
 GATHER_MAX = 1_000  # records taken from the client at once, beyond the first
 LAGS_EVERY_MS = 1_000  # for metrics
 SILENT_MS = 1_000  # records are there and none comes: it is looked at why
+DEAF_MS = 5_000  # a partition that was assigned is heard of at once, by a record or by its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class _Attached:
         default_factory=dict
     )  # where it is known what comes, whatever its offset
     heard_ms: dict[str, Millis] = field(default_factory=dict)  # of a record, an end, an error, or a look
+    unheard: set[str] = field(default_factory=set)  # since they were assigned
 
 
 class Reader(threading.Thread):
@@ -176,7 +178,9 @@ class Reader(threading.Thread):
         wanted = [TopicPartition(self._prefix + topic, inbox.shard, at) for topic, at in positions.items()]
         self.consumer.incremental_assign(wanted)
         self.consumer.resume(wanted)  # a pause outlives an assignment
-        self._attached[inbox.shard] = _Attached(inbox, heard_ms=dict.fromkeys(positions, self.beat_ms))
+        self._attached[inbox.shard] = _Attached(
+            inbox, heard_ms=dict.fromkeys(positions, self.beat_ms), unheard=set(positions)
+        )
 
     def _detach(self, shards: Sequence[int], *, in_callback: bool = False) -> None:
         """In a callback the call is due even for nothing, else the client would take everything away."""
@@ -217,6 +221,7 @@ class Reader(threading.Thread):
         if self.beat_ms - self._lags_ms >= LAGS_EVERY_MS:
             self._lags_ms = self.beat_ms
             self._look_at_silence()
+            self._assign_anew()
             self._lags = {place: lag for shard in self._attached for place, lag in self._shard_lags(shard)}
 
     def _shard_lags(self, shard: int) -> Iterator[tuple[tuple[str, int], int]]:
@@ -248,6 +253,7 @@ class Reader(threading.Thread):
             if attached is None or topic in attached.away:
                 continue
             attached.heard_ms[topic] = self.beat_ms
+            attached.unheard.discard(topic)
             sound = self._credible(attached, topic, records)
             attached.inbox.put(topic, records[:sound])
             if sound < len(records):
@@ -300,6 +306,7 @@ class Reader(threading.Thread):
             attached.heard_ms[topic] = self.beat_ms
         if error.code() == PARTITION_EOF:
             if attached is not None and topic is not None:
+                attached.unheard.discard(topic)
                 attached.inbox.reach_end(topic, message.offset() or 0)
         elif error.code() in OUT_OF_RANGE and attached is not None:
             attached.inbox.lose(f"{message.topic()}/{shard}: {error.str()}")
@@ -309,6 +316,20 @@ class Reader(threading.Thread):
             raise KafkaException(error)
         else:
             self._log.warning(Event.KAFKA, topic=message.topic(), partition=shard, error=error.str())
+
+    def _assign_anew(self) -> None:
+        """The client may leave an assignment undone for ever, after a broker that stood still; the next one makes it do both."""
+        for shard, attached in self._attached.items():
+            for topic in attached.unheard - attached.away - attached.paused:
+                if self.beat_ms - attached.heard_ms[topic] >= DEAF_MS:
+                    attached.heard_ms[topic] = self.beat_ms
+                    at = TopicPartition(self._prefix + topic, shard, attached.inbox.next(topic))
+                    self._log.warning(
+                        Event.KAFKA, topic=at.topic, partition=shard, error="assigned, never heard of"
+                    )
+                    self.consumer.incremental_unassign([at])
+                    self.consumer.incremental_assign([at])
+                    self.consumer.resume([at])
 
     # past what cannot be read
 
