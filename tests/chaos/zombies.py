@@ -52,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         span_ms=round(EVENTUALLY * options.span_s * 1_000),
         deduplicates=options.deduplicates,
     )
+    where = options.data_dir / "brokers" if options.data_dir else None
     with (
         tempfile.TemporaryDirectory(prefix="laxity-broker-", ignore_cleanup_errors=True) as folder,
         Proxy(seed=options.seed) as proxy,
-        Brokers(Path(folder), count=1, proxy=proxy, edges=SCHEDULERS) as brokers,
+        Brokers(where or Path(folder), count=1, proxy=proxy, edges=SCHEDULERS) as brokers,
     ):
         wiring = Wiring(proxy=proxy, brokers=brokers, through=SCHEDULERS, servers=(KAFKA,))
         with opened(options, kafka=brokers.bootstrap(), route=wiring.route) as world:
