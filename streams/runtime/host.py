@@ -56,8 +56,11 @@ class Readers:
         return self.urgent.group_metadata()
 
     def member_id(self) -> str:
-        """As the group knows us; empty before it does."""
-        return self.urgent.consumer.memberid() or ""
+        """As the group knows us; empty before it does, and once we have left."""
+        try:
+            return self.urgent.consumer.memberid() or ""
+        except RuntimeError:  # closed
+            return ""
 
     def lags(self) -> Mapping[tuple[str, int], int]:
         """Records not yet read."""
