@@ -117,7 +117,7 @@ class Assembly:
         )
 
         def close() -> None:
-            for part in (ledger, wakes, self._board):
+            for part in (ledger, wakes, self._board, self._cluster):
                 part.close()
 
         return Parts(
@@ -131,7 +131,6 @@ class Assembly:
             make_shard=lambda number: Shard(number, around, self._premises(number, metrics)),
             make_transactions=lambda number: Transactions(self._producer_properties(number), clock),
             listen=wakes.run,
-            is_member=lambda: self._cluster.has_member(settings.names.full("scheduler"), readers.member_id()),
             make_health=self._health(metrics),
             close=close,
         )
@@ -144,7 +143,6 @@ class Assembly:
             return Premises(
                 shard=shard,
                 prefix=self._settings.prefix,
-                group=self._settings.names.full("scheduler"),
                 codec=self._codec,
                 clock=self._clock,
                 cluster=self._cluster,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaException,
     Message,
@@ -48,11 +48,13 @@ class Place:
 
 
 class Cluster:
-    """Thread-safe. `consumer()` makes an unassigned consumer that is no member of the group."""
+    """Thread-safe. `consumer()` makes an unassigned consumer that is no member of the group, but names it. `close` it."""
 
     def __init__(self, admin: AdminClient, consumer: Callable[[], Consumer]) -> None:
         self._admin = admin
         self._consumer = consumer
+        self._asker: Consumer | None = None
+        self._asking = threading.Lock()
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         """Kafka's id of each topic. ClusterError names a topic that does not exist."""
@@ -86,26 +88,34 @@ class Cluster:
         except KafkaException as raised:
             raise ClusterError(f"end of {topic}/{partition}: {error_of(raised).str()}") from raised
 
-    def places(self, topics: Sequence[str], partition: int, group: str) -> dict[str, Place]:
+    def places(self, topics: Sequence[str], partition: int) -> dict[str, Place]:
         """Of each topic: first offset, end of what is committed, and the group's offset once no transaction is pending on it."""
         wanted = [TopicPartition(topic, partition) for topic in topics]
         low = self._ask_offsets(wanted, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         high = self._ask_offsets(wanted, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], require_stable=True, request_timeout=REQUEST_S_MAX
-        )
         try:
-            committed = {at.topic: _offset_or_none(at) for at in asked[group].result().topic_partitions}
+            committed = self._committed(wanted)
             return {
-                topic: Place(
-                    low=_known(low[topic]),
-                    high=_known(high[topic]),
-                    committed=committed[topic],
-                )
+                topic: Place(low=_known(low[topic]), high=_known(high[topic]), committed=committed[topic])
                 for topic in topics
             }
         except KafkaException as raised:
             raise ClusterError(f"places of partition {partition}: {error_of(raised).str()}") from raised
+
+    def _committed(self, wanted: Sequence[TopicPartition]) -> dict[str, int | None]:
+        """By a consumer that is kept for it: asked by the admin client, a coordinator that answers too late ends the process (librdkafka 2.16)."""
+        with self._asking:
+            if self._asker is None:
+                self._asker = self._consumer()
+            found = self._asker.committed(list(wanted), timeout=REQUEST_S_MAX)
+        return {at.topic: _offset_or_none(at) for at in found}
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+        with self._asking:
+            if self._asker is not None:
+                self._asker.close()
+            self._asker = None
 
     def _ask_offsets(self, wanted: Sequence[TopicPartition], spec: OffsetSpec) -> dict[str, Future[Any]]:
         asked = self._admin.list_offsets(
@@ -114,15 +124,6 @@ class Cluster:
             request_timeout=REQUEST_S_MAX,
         )
         return {at.topic: answer for at, answer in asked.items()}
-
-    def has_member(self, group: str, member_id: str) -> bool:
-        """Whether the group counts the member, with partitions or without. False also where nobody answers."""
-        asked = self._admin.describe_consumer_groups([group], request_timeout=QUICK_S_MAX)
-        try:
-            found = asked[group].result()
-        except KafkaException:
-            return False
-        return any(member.member_id == member_id for member in found.members)
 
     def record_between(self, topic: str, partition: int, first: int, end: int) -> bool:
         """Whether a committed record lies at first <= offset < end; transaction markers and aborted records do not count."""

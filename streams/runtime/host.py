@@ -55,13 +55,6 @@ class Readers:
         """Only the urgent reader is a member."""
         return self.urgent.group_metadata()
 
-    def member_id(self) -> str:
-        """As the group knows us; empty before it does, and once we have left."""
-        try:
-            return self.urgent.consumer.memberid() or ""
-        except RuntimeError:  # closed
-            return ""
-
     def lags(self) -> Mapping[tuple[str, int], int]:
         """Records not yet read."""
         return {**self.urgent.lags(), **self.bulk.lags()}
@@ -83,7 +76,6 @@ class Parts:
     listen: Callable[
         [Callable[[str], None], threading.Event], None
     ]  # to the ledger's wakes, until told to stop
-    is_member: Callable[[], bool]  # asks the cluster
     make_health: Callable[[Host], HealthServer]
     close: Callable[[], None]  # connections, last of all
 
@@ -191,14 +183,9 @@ class Host:
             if now_ms - reader.beat_ms > BEAT_MS_MAX
         ]
 
-    def _is_member(self) -> bool:
-        """A grant says so, an empty one too; but the consumer protocol tells a member without partitions nothing."""
-        self._joined = self._joined or self._assembled().is_member()
-        return self._joined
-
     def ready_problems(self) -> list[str]:
         """Why this process does not schedule, or not all that it should."""
-        found = [] if self._is_member() else ["not yet a member of the group"]
+        found = [] if self._joined else ["not yet a member of the group"]
         for number, shard in sorted(self._shards.items()):
             if shard.status != "running":
                 found.append(f"shard {number}: {shard.refusal or shard.status}")

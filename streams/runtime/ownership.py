@@ -37,7 +37,6 @@ class Premises:
 
     shard: int
     prefix: str
-    group: str  # of the schedulers, full name
     codec: Codec
     clock: Clock
     cluster: Cluster
@@ -98,7 +97,7 @@ def starts(premises: Premises, core: Core) -> dict[str, Start]:
     """Where to read each input from. Raises SkipRefused, ClusterError."""
     names = {premises.prefix + name: name for name in INPUTS}
     ids = premises.cluster.topic_ids(list(names))
-    places = premises.cluster.places(list(names), premises.shard, premises.group)
+    places = premises.cluster.places(list(names), premises.shard)
     return {name: _start(premises, core, ids[full], full, places[full]) for full, name in names.items()}
 
 

@@ -146,14 +146,15 @@ def test_markers_and_aborted_records_are_not_records_between(bench: Bench) -> No
     shard._producer.abort_transaction(10)  # type: ignore[union-attr]  # 2, marker 3
     shard.commit([bench.message("outcomes", b"2")], (), None)  # 4, marker 5
     shard.close()
-    cluster, group = bench.cluster(), bench.full("scheduler")
+    cluster = bench.cluster()
     topic = bench.full("outcomes")
     found = {
         span: cluster.record_between(topic, 0, *span)
         for span in ((0, 1), (1, 4), (1, 5), (2, 4), (5, 6), (6, 6))
     }
     assert found == {(0, 1): True, (1, 4): False, (1, 5): True, (2, 4): False, (5, 6): False, (6, 6): False}
-    assert cluster.places([topic], 0, group) == {topic: Place(low=0, high=6, committed=None)}
+    assert cluster.places([topic], 0) == {topic: Place(low=0, high=6, committed=None)}
+    cluster.close()
     assert cluster.end(topic, 0) == 6
 
 
