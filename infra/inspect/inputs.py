@@ -21,6 +21,10 @@ class _Cursor:
     position: int
     ahead: Message | None = None
 
+    def take(self) -> Message | None:
+        """The next one; None: there is none. A message of no bytes is false in itself."""
+        return next(self.records, None) if self.ahead is None else self.ahead
+
 
 class ShardInputs:
     """Ranges in about the order of their offsets; going back costs a new read. `open_reader` makes a reader for each topic."""
@@ -40,7 +44,7 @@ class ShardInputs:
         """All committed records of the range that are still there."""
         cursor = self._cursor(moved)
         found = []
-        while (message := cursor.ahead or next(cursor.records, None)) is not None:
+        while (message := cursor.take()) is not None:
             cursor.ahead = message
             if message.offset() >= moved.next:
                 break
