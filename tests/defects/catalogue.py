@@ -177,4 +177,42 @@ DEFECTS = (
         ),
         tests=("tests/unit/consumers",),
     ),
+    Defect(
+        name="a-slow-commit-goes-on",
+        breaks="I1, I16: a late end of a transaction ends the next one of the same producer",
+        changes=_one(
+            "streams/runtime/transactions.py",
+            "        if self._clock.monotonic_ms() - begun_ms > CALL_S_MAX * 1000:\n            self._disturbed = True\n",
+            "",
+        ),
+        tests=("tests/unit/streams/runtime/test_transactions.py",),
+    ),
+    Defect(
+        name="the-dead-are-left-alone",
+        breaks="survivors' readers stand at a dead process's open transaction until its timeout",
+        changes=_one(
+            "streams/runtime/liveness.py",
+            "        return {name: had - living for name, had in dead.items() if watch.is_ours(name)}\n",
+            "        return {name: had & living for name, had in dead.items() if watch.is_ours(name)}\n",
+        ),
+        tests=("tests/unit/streams/runtime/test_liveness.py",),
+    ),
+    Defect(
+        name="runs-on-without-a-lease",
+        breaks="I3, I7: a runner that slept goes on while another has its slot",
+        changes=_one(
+            "consumers/leases.py",
+            "            if now_ms >= lease.fence_at_ms:\n",
+            "            if now_ms < 0:\n",
+        ),
+        tests=("tests/unit/consumers",),
+    ),
+    Defect(
+        name="copies-hold-what-was-not-committed",
+        breaks="I17: a standby takes over with rows of an aborted batch",
+        changes=_one(
+            "schemas/kafka_properties.py", 'Because("read_committed",', 'Because("read_uncommitted",'
+        ),
+        tests=("tests/unit/schemas",),
+    ),
 )
