@@ -181,7 +181,7 @@ class Storm:
         self.nemesis.join()
 
     def heal(self) -> None:
-        """Everybody runs and is ready."""
+        """Everybody runs and is ready; who does not get ready is a failure of the run, and the checks tell what came of it."""
         for member in self.world.members.values():
             member.crashpoint = ""
             life = member.life
@@ -189,7 +189,10 @@ class Storm:
                 member.kill()  # armed still: the point was never passed
             if member.frozen:
                 member.thaw()
-        self.world.await_ready()
+        try:
+            self.world.await_ready()
+        except TimeoutError as error:
+            self.nemesis.failures.append(f"after the heal: {error}")
 
     def drain(self) -> None:
         """Until every task in Kafka has ended, or DRAIN_S is over."""
