@@ -257,8 +257,11 @@ def stale_copy(nemesis: Nemesis, fault: Fault) -> bool:
 
 
 def rot(nemesis: Nemesis, fault: Fault) -> bool:
-    """Killed, and files of its stores damaged in the way that the fault names."""
+    """Killed, and files of its stores damaged in the way that the fault names. Opened once before: so the logs of its last life become tables."""
     damage = ROTS[fault.text]
+    if not _changed_while_dead(nemesis, fault, lambda _: True):
+        return False
+    nemesis.world.await_ready(fault.victim)
     return _changed_while_dead(nemesis, fault, lambda folder: _each(damage, folder))
 
 
