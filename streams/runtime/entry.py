@@ -38,4 +38,9 @@ def scheduler(settings: Settings, knobs: HostSettings, config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     code = assembly.run()
-    return INTERRUPTED if code == 0 and signal.SIGINT in heard else code
+    code = INTERRUPTED if code == 0 and signal.SIGINT in heard else code
+    if assembly.host.left_behind:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what a thread holds that never comes back would be waited for
+    return code

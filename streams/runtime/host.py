@@ -27,6 +27,7 @@ SHARDS_MAX = 8  # threads share one interpreter: beyond it another process serve
 LET_GO_MS_MAX = 1_000  # for batches under way when shards are revoked; then fencing protects, not waiting
 END_S_MAX = 5.0  # for each shard when the process ends
 BEAT_MS_MAX = 15_000  # a reader that has not polled for so long hangs
+STUCK_MS_MAX = 20_000  # of a transaction: its calls have limits of their own, 9 s together, which the client did not always keep
 BUSY_MS = 200  # a shard that ran a batch so recently shares the processor with us
 JOIN_S_MAX = 10.0
 SIGNAL_S_MAX = (
@@ -34,6 +35,10 @@ SIGNAL_S_MAX = (
 )
 
 MakeShard = Callable[[int], Shard]
+
+
+class ShardStuck(Exception):  # noqa: N818 - a state of the world
+    """The client does not come back from a call."""
 
 
 class Readers:
@@ -225,9 +230,21 @@ class Host:
         for thread in threads:
             thread.start()
         while not self._stopping.wait(SIGNAL_S_MAX):
-            pass
+            self._watch()
         self._end(parts, health, wakes)
         return 0 if self._failure is None else 1
+
+    def _watch(self) -> None:
+        """A call of the client that never returns leaves its shard standing while all others run: another process must take it."""
+        for shard in [*self._shards.values(), *self._leaving]:
+            took_ms = shard.under_way_ms()
+            if took_ms > STUCK_MS_MAX:
+                self.failed(ShardStuck(f"shard {shard.shard}: a transaction has not ended for {took_ms} ms"))
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether threads of shards could not be ended: they must not keep the process."""
+        return any(shard.is_alive() for shard in [*self._shards.values(), *self._leaving])
 
     def _end(self, parts: Parts, health: HealthServer, wakes: threading.Thread) -> None:
         """Shards first, so that their last commits still have a member of the group behind them."""

@@ -108,6 +108,7 @@ class Shard(threading.Thread):
         self._inbox = Inbox(shard)
         self._standing = Standing(around.clock)
         self._before: Sequence[threading.Thread] = ()
+        self._transactions: Transactions | None = None
         self._log = logger(shard=shard)
 
     # from outside
@@ -120,6 +121,11 @@ class Shard(threading.Thread):
         """Finish the batch under way, then end."""
         self._ending.set()
         self._inbox.nudge()
+
+    def under_way_ms(self) -> Millis:
+        """How long its transaction under way has taken; 0: there is none."""
+        transactions = self._transactions
+        return 0 if transactions is None else transactions.under_way_ms()
 
     def hear(self, resource: str) -> None:
         """The ledger has room at a resource."""
@@ -161,6 +167,7 @@ class Shard(threading.Thread):
             self._clock,
             is_named_by_others=self._is_named_by_others,
         )
+        self._transactions = transactions
         try:
             with ExitStack() as closing:  # in the reverse order
                 closing.callback(transactions.close)

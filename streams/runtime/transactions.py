@@ -96,7 +96,13 @@ class Transactions:
         self._clock = clock
         self._producer: Producer | None = None
         self._disturbed = False
+        self._began_ms: Millis | None = None  # the transaction under way
         self._should_stop: Callable[[], bool] = lambda: False
+
+    def under_way_ms(self) -> Millis:
+        """How long the transaction under way has taken; 0: there is none. From any thread."""
+        began_ms = self._began_ms
+        return 0 if began_ms is None else self._clock.monotonic_ms() - began_ms
 
     def fence(self, should_stop: Callable[[], bool] | None = None) -> None:
         """A new producer; ends whatever transaction the id has open. Raises FencedError, or DoubtfulError if told to stop.
@@ -148,13 +154,27 @@ class Transactions:
         producer = self._producer
         assert producer is not None, "fence() makes one"
         ends = dict.fromkeys(watched, -1)
+        self._began_ms = self._clock.monotonic_ms()
+        try:
+            self._carry_through(producer, messages, offsets, metadata, ends)
+        finally:
+            self._began_ms = None
+        return {topic: end for topic, end in ends.items() if end >= 0}
+
+    def _carry_through(
+        self,
+        producer: Producer,
+        messages: Sequence[Message],
+        offsets: Sequence[TopicPartition],
+        metadata: Any,
+        ends: dict[str, int],
+    ) -> None:
         try:
             self._prepare(producer, messages, offsets, metadata, ends)
         except (KafkaException, BufferError) as raised:
             self._abort(producer, raised)
         reach("before_commit")
         self._end(producer)
-        return {topic: end for topic, end in ends.items() if end >= 0}
 
     def _prepare(
         self,

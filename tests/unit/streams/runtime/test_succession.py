@@ -14,7 +14,7 @@ import pytest
 from laxity.schemas.timing import ManualClock, SystemClock
 from laxity.streams.runtime import host as host_module
 from laxity.streams.runtime.cluster import ClusterError
-from laxity.streams.runtime.host import Host
+from laxity.streams.runtime.host import STUCK_MS_MAX, Host, ShardStuck
 from laxity.streams.runtime.shard import HELD_MS, START_OVER_MS, Shard
 from laxity.streams.state.rocks import StoreCorruptError, StoreError, StoreFullError, StoreLockedError
 
@@ -144,6 +144,23 @@ def test_a_rescue_names_a_shard_while_it_ends_its_transaction_and_leaves_alone_w
     for number in (0, 1):
         host._end_transaction("dead", number)
     assert told == [("hold", 0), ("fence", 0), ("drop", 0), ("hold", 1)]
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_shard_whose_transaction_never_ends_ends_the_process(*, leaving: bool) -> None:
+    """Its siblings run and the process looks well: without this the shard would stand for ever."""
+    host, stuck = Host(), SimpleNamespace(shard=1, under_way_ms=lambda: STUCK_MS_MAX, is_alive=lambda: True)
+    if leaving:
+        host._leaving = [stuck]  # type: ignore[list-item]
+    else:
+        host._shards = {1: stuck}  # type: ignore[dict-item]
+    host._watch()
+    assert not host._stopping.is_set()
+    stuck.under_way_ms = lambda: STUCK_MS_MAX + 1
+    host._watch()
+    assert isinstance(host._failure, ShardStuck)
+    assert host._stopping.is_set()
+    assert host.left_behind
 
 
 def test_a_damaged_store_is_thrown_away_before_the_shard_starts_over(tmp_path: Path) -> None:

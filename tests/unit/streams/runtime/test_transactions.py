@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ class Broker:
     refuses_produce: bool = False
     refuses_offsets: int | None = None
     commit_takes_ms: int = 0
+    in_offsets: Callable[[], None] = lambda: None
     clock: ManualClock = field(default_factory=ManualClock)
 
     def producer(self, _properties: dict[str, object]) -> FakeProducer:
@@ -56,6 +58,7 @@ class FakeProducer:
             raise BufferError
 
     def send_offsets_to_transaction(self, *_: Any) -> None:
+        self._broker.in_offsets()
         if self._broker.refuses_offsets is not None:
             raise KafkaException(KafkaError(self._broker.refuses_offsets, "refused"))
 
@@ -104,6 +107,25 @@ def test_a_commit_that_was_slow_may_still_be_under_way_so_the_next_producer_is_n
     for _ in range(2):
         shard.commit(MESSAGES, OFFSETS, "member")
     assert broker.commits == [1, 2, 3, 3]
+
+
+def test_a_call_that_does_not_come_back_is_seen_from_other_threads(broker: Broker) -> None:
+    shard, seen = Transactions({}, broker.clock), list[int]()
+
+    def hang() -> None:
+        broker.clock.advance(21_000)
+        seen.append(shard.under_way_ms())
+
+    shard.fence()
+    assert shard.under_way_ms() == 0
+    broker.in_offsets = hang
+    shard.commit(MESSAGES, OFFSETS, "member")
+    assert seen == [21_000]
+    assert shard.under_way_ms() == 0
+    broker.refuses_produce = True
+    with pytest.raises(AbortedError):
+        shard.commit(MESSAGES, OFFSETS, "member")
+    assert shard.under_way_ms() == 0
 
 
 def test_a_busy_broker_gets_as_long_as_it_keeps_a_transaction_open(broker: Broker) -> None:
