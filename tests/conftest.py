@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import pytest
 
@@ -16,6 +19,15 @@ from laxity.infra.local.settings import StackSettings
 from laxity.infra.local.software import prepare
 
 GIVEN = ("LAXITY_KAFKA", "LAXITY_REGISTRY_URL", "LAXITY_REDIS_URL")
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does: else its servers would stay behind."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
