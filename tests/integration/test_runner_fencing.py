@@ -104,8 +104,11 @@ def test_without_answers_the_agent_is_stopped_before_its_slot_can_be_another_s(
     assert FENCE_MS - LEASE_TTL_MS // 3 - 200 <= stopped_ms - seen.broken_ms[fleet] <= FENCE_MS + BUSY_MS
     (again_ms,) = seen.noted(fleet, "began", 2)
     assert stopped_ms < seen.lapsed_ms(fleet) <= again_ms
-    reports = [(o.kind, o.code) for o in seen.place.outcomes(task_of(fleet)) if o.dispatch_no == 1]
-    assert reports[:2] == [("started", ""), ("unknown", "lease_lost")]
+    told = [(o.kind, o.code) for o in seen.place.outcomes(task_of(fleet)) if o.dispatch_no == 1]
+    reports = [
+        one for one in told if one[0] != "bounced"
+    ]  # whoever got the partition meanwhile asks about it
+    assert reports == [("started", ""), ("unknown", "lease_lost")]
 
 
 @pytest.mark.parametrize("fleet", ASLEEP)
