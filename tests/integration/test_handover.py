@@ -23,9 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 PLANNED_MS = 3_000  # half a session: told, not timed out. What it takes is printed; a second at most on a quiet machine
 SESSION_MS = 6_000
-STAYING_MS = (
-    250  # of a shard that stays where it is: a batch that aborts for the new generation, and is tried again
-)
+STAYING_MS = 1_500  # of a shard that stays where it is: a batch that aborts for the new generation and is tried again, no takeover
 KILLED_MS = SESSION_MS + 3_000
 SURVIVOR_MS = 3_000  # of a shard whose process was not killed
 STORM_MS, STORM_EVERY_MS = 30_000, 2_000
