@@ -114,9 +114,9 @@ def test_without_answers_the_agent_is_stopped_before_its_slot_can_be_another_s(
 @pytest.mark.parametrize("fleet", ASLEEP)
 def test_a_sleeper_s_late_word_is_recorded_and_ignored(seen: Seen, fleet: str) -> None:
     (late,) = _late(seen.of(fleet))
-    assert late.detail == ("succeeded" if fleet.endswith("returns") else "unknown")
+    # awake again, either it returns first or its fence stops it first
+    assert late.detail in ({"succeeded", "unknown"} if fleet.endswith("returns") else {"unknown"})
     assert late.dispatch_no == 1
-    assert seen.noted(fleet, "went on", 1), "it was not even asked to stop before it went on by itself"
 
 
 @pytest.mark.parametrize("fleet", [*AWAY, *ASLEEP])
