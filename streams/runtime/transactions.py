@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -154,27 +155,22 @@ class Transactions:
         producer = self._producer
         assert producer is not None, "fence() makes one"
         ends = dict.fromkeys(watched, -1)
-        self._began_ms = self._clock.monotonic_ms()
-        try:
-            self._carry_through(producer, messages, offsets, metadata, ends)
-        finally:
-            self._began_ms = None
+        with self._under_way():
+            try:
+                self._prepare(producer, messages, offsets, metadata, ends)
+            except (KafkaException, BufferError) as raised:
+                self._abort(producer, raised)
+            reach("before_commit")
+            self._end(producer)
         return {topic: end for topic, end in ends.items() if end >= 0}
 
-    def _carry_through(
-        self,
-        producer: Producer,
-        messages: Sequence[Message],
-        offsets: Sequence[TopicPartition],
-        metadata: Any,
-        ends: dict[str, int],
-    ) -> None:
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._began_ms = self._clock.monotonic_ms()
         try:
-            self._prepare(producer, messages, offsets, metadata, ends)
-        except (KafkaException, BufferError) as raised:
-            self._abort(producer, raised)
-        reach("before_commit")
-        self._end(producer)
+            yield
+        finally:
+            self._began_ms = None
 
     def _prepare(
         self,

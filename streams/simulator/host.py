@@ -20,16 +20,14 @@ from laxity.streams.runtime import cycle
 from laxity.streams.runtime.inbox import Taken
 from laxity.streams.runtime.outbox import Outbox
 from laxity.streams.runtime.sources import INPUTS, OUTCOMES
-from laxity.streams.runtime.stores import Stores
+from laxity.streams.runtime.stores import Stores, derivations
 from laxity.streams.runtime.transactions import AbortedError, Message
 from laxity.streams.scheduler import Scheduler
 from laxity.streams.simulator.log import Log
-from laxity.streams.state.changelog import KEYS, STATE, Row, keys_changes, state_changes
-from laxity.streams.state.keys import MAX_KEY, key_write
+from laxity.streams.state.changelog import KEYS, STATE
+from laxity.streams.state.keys import MAX_KEY
 from laxity.streams.state.memory import MemoryStore
-from laxity.streams.state.restore import Batch, Derive, restore
-from laxity.streams.state.store import Store, Write
-from laxity.streams.state.tables import restored
+from laxity.streams.state.restore import Batch, restore
 
 STEPS = (
     "after_poll",
@@ -197,16 +195,9 @@ class ShardHost:
 
 def restore_disk(world: World, shard: int, disk: Disk) -> None:
     """Both stores to the ends of their changelogs."""
-
-    def state(store: Store, rows: Sequence[Row]) -> Sequence[Write]:
-        return restored(store, state_changes(rows, world.codec))
-
-    def keys(_: Store, rows: Sequence[Row]) -> Sequence[Write]:
-        return [key_write(change) for change in keys_changes(rows, world.codec)]
-
-    both: tuple[tuple[str, MemoryStore, Derive], ...] = ((STATE, disk.state, state), (KEYS, disk.keys, keys))
-    for topic, store, derive in both:
-        restore(store, _Changelog(world.log, topic, shard), derive, now_ms=world.clock.now_ms())
+    stores = {STATE: disk.state, KEYS: disk.keys}
+    for topic, derive in derivations(world.codec).items():
+        restore(stores[topic], _Changelog(world.log, topic, shard), derive, now_ms=world.clock.now_ms())
 
 
 @dataclass(slots=True)
